@@ -1,0 +1,320 @@
+//! The showcase from outside: what it prints, answers and ends with, in each environment.
+
+use std::net::TcpListener;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use testkit::RedisServer;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::timeout;
+
+/// Only a hang takes this long.
+const BOUND: Duration = Duration::from_secs(60);
+/// What the showcase promises between SIGTERM and its end.
+const STOP: Duration = Duration::from_secs(10);
+
+fn command(variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_showcase"));
+    command
+        .env_clear()
+        .env("PORT", "0")
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+struct Showcase {
+    child: Child,
+    stdout: Lines<BufReader<ChildStdout>>,
+    address: String,
+    backend: String,
+}
+
+impl Showcase {
+    async fn start(variables: &[(&str, &str)]) -> Self {
+        let mut child = command(variables).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = timeout(BOUND, stdout.next_line())
+            .await
+            .expect("a start line");
+        let line = line.unwrap().expect("a start line");
+        let (address, backend) = line
+            .strip_prefix("listening on http://")
+            .and_then(|rest| rest.split_once(" backend="))
+            .unwrap_or_else(|| panic!("not the start line: {line}"));
+        Self {
+            child,
+            stdout,
+            address: address.to_owned(),
+            backend: backend.to_owned(),
+        }
+    }
+
+    async fn get(&self, path: &str, headers: &str) -> Answer {
+        self.send(&format!("GET {path} HTTP/1.1\r\n{headers}"))
+            .await
+    }
+
+    async fn limited(&self, api_key: &str) -> u16 {
+        self.get("/limited", &format!("x-api-key: {api_key}\r\n"))
+            .await
+            .status
+    }
+
+    async fn send(&self, head: &str) -> Answer {
+        let exchange = async {
+            let mut stream = TcpStream::connect(&self.address).await.unwrap();
+            let request = format!("{head}host: showcase\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        Answer::parse(&timeout(BOUND, exchange).await.expect("an answer"))
+    }
+
+    /// Sends SIGTERM, and returns how it ended and what else it had printed.
+    async fn stop(mut self) -> (ExitStatus, Vec<String>) {
+        let pid = Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        let status = timeout(STOP, self.child.wait())
+            .await
+            .expect("the end")
+            .unwrap();
+        let mut printed = Vec::new();
+        while let Some(line) = self.stdout.next_line().await.unwrap() {
+            printed.push(line);
+        }
+        (status, printed)
+    }
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn parse(text: &str) -> Self {
+        let (head, body) = text
+            .split_once("\r\n\r\n")
+            .unwrap_or_else(|| panic!("no answer: {text:?}"));
+        Self {
+            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            head: head.to_ascii_lowercase(),
+            body: body.to_owned(),
+        }
+    }
+
+    #[track_caller]
+    fn assert_problem(&self, status: u16) {
+        assert_eq!(self.status, status, "{self:?}");
+        assert!(
+            self.head.contains("content-type: application/problem+json"),
+            "{self:?}"
+        );
+        assert!(
+            self.body.contains(&format!("\"status\":{status}")),
+            "{self:?}"
+        );
+    }
+}
+
+/// How a showcase ends that does not start: its exit code, stdout and stderr.
+async fn refused(variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let output = command(variables).stderr(Stdio::piped()).output();
+    let output = timeout(BOUND, output).await.expect("the end").unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+/// The URL of a port on which nobody listens.
+fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("redis://{}", listener.local_addr().unwrap())
+}
+
+#[tokio::test]
+async fn nothing_set_is_the_in_process_backend() {
+    let showcase = Showcase::start(&[("INSTANCE", "one"), ("SHOWCASE_LIMIT", "1")]).await;
+    assert_eq!(showcase.backend, "memory");
+    assert!(showcase.address.starts_with("127.0.0.1:"));
+
+    let live = showcase.get("/health/live", "").await;
+    assert_eq!(
+        (live.status, &*live.body),
+        (200, r#"{"instance":"one","status":"ok"}"#)
+    );
+
+    let first = showcase.get("/limited", "x-api-key: a\r\n").await;
+    assert_eq!((first.status, &*first.body), (200, "ok"));
+    assert!(first.head.contains("\r\nratelimit: "), "{first:?}");
+    let second = showcase.get("/limited", "x-api-key: a\r\n").await;
+    second.assert_problem(429);
+    assert!(second.head.contains("\r\nretry-after: "), "{second:?}");
+}
+
+#[tokio::test]
+async fn without_an_api_key_the_client_address_is_limited() {
+    let showcase = Showcase::start(&[("SHOWCASE_LIMIT", "1")]).await;
+    assert_eq!(showcase.limited("a").await, 200);
+    assert_eq!(showcase.limited("b").await, 200);
+    assert_eq!(showcase.get("/limited", "").await.status, 200);
+    showcase.get("/limited", "").await.assert_problem(429);
+}
+
+#[tokio::test]
+async fn unknown_routes_and_methods_are_problems() {
+    let showcase = Showcase::start(&[]).await;
+    showcase.get("/nowhere", "").await.assert_problem(404);
+    showcase
+        .send("POST /limited HTTP/1.1\r\ncontent-length: 0\r\n")
+        .await
+        .assert_problem(405);
+}
+
+#[tokio::test]
+async fn the_window_is_the_one_that_is_set() {
+    let showcase =
+        Showcase::start(&[("SHOWCASE_LIMIT", "7"), ("SHOWCASE_WINDOW_MS", "60000")]).await;
+    let answer = showcase.get("/limited", "x-api-key: a\r\n").await;
+    assert!(
+        answer.head.contains("q=7") && answer.head.contains("w=60"),
+        "{answer:?}"
+    );
+}
+
+/// Two instances with these variables admit one request together.
+async fn share_one_limit(backend: (&str, &str), name: &str) {
+    let variables = [
+        ("SHOWCASE_LIMIT", "1"),
+        ("SHOWCASE_WINDOW_MS", "600000"),
+        backend,
+    ];
+    let (one, two) = tokio::join!(Showcase::start(&variables), Showcase::start(&variables));
+    assert_eq!((&*one.backend, &*two.backend), (name, name));
+    assert_eq!(one.limited("a").await, 200);
+    assert_eq!(two.limited("a").await, 429);
+    assert_eq!(two.limited("b").await, 200);
+    assert_eq!(one.limited("b").await, 429);
+    for showcase in [one, two] {
+        let (status, _) = showcase.stop().await;
+        assert!(status.success(), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn instances_on_one_sqlite_file_share_one_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("limits.sqlite");
+    share_one_limit(("SQLITE_PATH", file.to_str().unwrap()), "sqlite").await;
+}
+
+#[tokio::test]
+async fn instances_on_one_redis_share_one_limit() {
+    let server = RedisServer::start().await;
+    share_one_limit(("REDIS_URL", &server.url()), "redis-single").await;
+}
+
+#[tokio::test]
+async fn no_request_fails_while_redis_is_away() {
+    let server = RedisServer::start().await;
+    let showcase = Showcase::start(&[("REDIS_URL", &server.url()), ("SHOWCASE_LIMIT", "2")]).await;
+    assert_eq!(showcase.limited("a").await, 200);
+    server.freeze();
+    assert_eq!(showcase.limited("b").await, 200);
+    // Half of the limit is the local share.
+    assert_eq!(showcase.limited("b").await, 429);
+    server.thaw();
+    let (status, _) = showcase.stop().await;
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn it_starts_while_redis_is_away() {
+    let showcase = Showcase::start(&[("REDIS_URL", &nobody())]).await;
+    assert_eq!(showcase.backend, "redis-single");
+    assert_eq!(showcase.limited("a").await, 200);
+}
+
+#[tokio::test]
+async fn a_required_redis_that_is_away_is_exit_1() {
+    let (code, stdout, stderr) = refused(&[
+        ("REDIS_URL", &nobody()),
+        ("REDIS_REQUIRED", "true"),
+        ("REDIS_CONNECT_TIMEOUT", "200"),
+    ])
+    .await;
+    assert_eq!((code, &*stdout), (Some(1), ""), "{stderr}");
+    assert!(stderr.contains("cannot be reached"), "{stderr}");
+}
+
+#[tokio::test]
+async fn wrong_configuration_is_exit_2_and_names_every_variable() {
+    let (code, stdout, stderr) = refused(&[
+        ("SHOWCASE_LIMIT", "0"),
+        ("SHOWCASE_WINDOW_MS", "soon"),
+        ("REDIS_HOST", "127.0.0.1"),
+        ("REDIS_PASSWORD", "sesame"),
+        ("SQLITE_PATH", "limits.sqlite"),
+    ])
+    .await;
+    assert_eq!((code, &*stdout), (Some(2), ""), "{stderr}");
+    for name in [
+        "SHOWCASE_LIMIT",
+        "SHOWCASE_WINDOW_MS",
+        "REDIS_HOST",
+        "SQLITE_PATH",
+    ] {
+        assert!(stderr.contains(name), "{name} is missing in {stderr}");
+    }
+    assert!(!stderr.contains("sesame"), "{stderr}");
+}
+
+#[tokio::test]
+async fn settings_of_its_own_are_checked_before_a_backend_is_waited_for() {
+    let (code, _, stderr) = refused(&[
+        ("SHOWCASE_LIMIT", "-1"),
+        ("REDIS_URL", &nobody()),
+        ("REDIS_REQUIRED", "true"),
+        ("REDIS_CONNECT_TIMEOUT", "600000"),
+    ])
+    .await;
+    assert_eq!(code, Some(2), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_exit_1() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let (code, _, stderr) = refused(&[("PORT", &port)]).await;
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("PORT"), "{stderr}");
+}
+
+#[tokio::test]
+async fn sigterm_ends_it_although_connections_are_open() {
+    let showcase = Showcase::start(&[]).await;
+    let mut idle = TcpStream::connect(&showcase.address).await.unwrap();
+    let mut keep_alive = TcpStream::connect(&showcase.address).await.unwrap();
+    keep_alive
+        .write_all(b"GET /health/live HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
+    assert_eq!(keep_alive.read_u8().await.unwrap(), b'H');
+
+    let (status, printed) = showcase.stop().await;
+    assert!(status.success(), "{status}");
+    assert!(printed.is_empty(), "{printed:?}");
+    assert_eq!(idle.read(&mut [0]).await.unwrap_or(0), 0);
+}

@@ -1,0 +1,98 @@
+//! One handle for what the processes of a service share: a Redis or Valkey server, one SQLite file, or nothing but this process.
+//!
+//! A [`Backend`] is made once, at the start, and cloned into everything that needs it. The crates on
+//! top of it (`tower-ratelimit-redis` is the first) never ask which kind it is, so that a program
+//! which runs on a laptop with nothing installed runs on a fleet by configuration alone.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//! use redis_conn::{Backend, State};
+//!
+//! // Nothing set: in process. SQLITE_PATH: one file. REDIS_URL or REDIS_HOST: a server.
+//! let backend = Backend::from_env().await?;
+//! backend.ready(Duration::from_secs(10)).await?;
+//! assert_eq!(backend.state(), State::Connected);
+//!
+//! // ... serve ...
+//!
+//! backend.close(Duration::from_secs(5)).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # Backends
+//!
+//! | | in process | SQLite | Redis, Valkey |
+//! |---|---|---|---|
+//! | shared by | the clones of one `Backend` | the processes of one host | everybody who reaches the server |
+//! | time that decides | the boot clock | the boot clock; a reboot voids limits and leases | the server's, read inside the script |
+//! | delay of the bus | none | up to 20 ms | one hop |
+//! | while it is away | never is | a locked file costs the deadline, then an error | see below |
+//!
+//! # While Redis is away
+//!
+//! Building succeeds, and so does everything that needs no answer. Every operation has a deadline
+//! and one of two classes:
+//!
+//! - *idempotent*: executing it twice does no harm. After a lost connection it is sent again on the
+//!   next one, inside its deadline.
+//! - *at most once*: it is never sent a second time. If its reply is late or lost the error is
+//!   [`ErrorKind::Ambiguous`]: it may have happened, once.
+//!
+//! Callers wait for a connection only while the first attempt to make it is under way; after an
+//! attempt has failed they get [`ErrorKind::Unavailable`] at once. A connection on which three
+//! operations in a row time out is replaced, because a peer that vanished says nothing. No more than
+//! 4,096 operations wait on one connection; the next is refused with [`ErrorKind::Saturated`].
+//!
+#![doc = include_str!("config/variables.md")]
+//! # Features
+//!
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `redis` | yes | [`Backend::redis`]: a single Redis (6.2 or newer) or Valkey (7.2 or newer) server, over TCP or a Unix socket |
+//! | `sqlite` | | [`Backend::sqlite`] |
+//! | `tracing` | | events of the connection manager, on the target `redis_conn` |
+//!
+//! Asking for a backend whose feature is off is an error that names the feature. TLS, cluster and
+//! sentinel are not there yet; asking for them is an error that says so.
+//!
+//! # Minimum supported Rust version
+//!
+//! 1.89.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod backend;
+mod bus;
+mod clock;
+mod config;
+mod error;
+mod health;
+mod lifecycle;
+mod namespace;
+mod random;
+mod registry;
+mod state;
+mod subject;
+mod trace;
+
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+#[doc(hidden)]
+pub mod raw;
+
+pub use crate::{
+    backend::{Backend, BackendBuilder},
+    bus::{Bus, Event, Message, Subscription},
+    clock::{Clock, ManualClock, SystemClock},
+    config::{Config, ConfigBuilder, ConfigError, ConfigErrors, Endpoint, FromEnvError},
+    error::{Error, ErrorKind},
+    health::{Check, Health, Status},
+    lifecycle::{Drain, Part, Phase},
+    namespace::Layout,
+    state::{State, StateWatch},
+    subject::Subject,
+};

@@ -1,0 +1,22 @@
+//! What the stores of the sibling crates speak to. Outside of the version promise: it changes with any release.
+#![allow(missing_docs)]
+
+#[cfg(feature = "redis")]
+pub use crate::redis::{Call, Class, Dedicated, Redis, Reply, Script, ScriptCall};
+#[cfg(feature = "sqlite")]
+pub use crate::sqlite::{Expiry, Schema, Sqlite, Tx, sql_error};
+#[cfg(feature = "sqlite")]
+pub use rusqlite as sql;
+
+/// The backend itself.
+#[derive(Debug)]
+pub enum Engine<'a> {
+    Memory,
+    #[cfg(feature = "sqlite")]
+    Sqlite(&'a Sqlite),
+    #[cfg(feature = "redis")]
+    Redis(&'a Redis),
+    /// Keeps the lifetime when both other features are off; never made.
+    #[doc(hidden)]
+    Nothing(std::marker::PhantomData<&'a ()>),
+}

@@ -1,0 +1,124 @@
+//! One command, and its reply.
+
+use crate::{Error, ErrorKind};
+
+/// What may happen to a command whose reply is late or lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Executing it twice does no harm: it is sent again on another connection while the deadline lasts.
+    Idempotent,
+    /// Executing it twice could do harm: it is never sent a second time, and a lost reply is `Ambiguous`.
+    AtMostOnce,
+}
+
+/// One command.
+#[derive(Debug)]
+pub struct Call {
+    pub(crate) command: ::redis::Cmd,
+    pub(crate) class: Class,
+}
+
+impl Call {
+    /// A command without arguments yet.
+    pub fn new(name: &str, class: Class) -> Self {
+        Self {
+            command: ::redis::cmd(name),
+            class,
+        }
+    }
+
+    /// Adds an argument of any bytes.
+    #[must_use]
+    pub fn arg(mut self, bytes: impl AsRef<[u8]>) -> Self {
+        self.command.arg(bytes.as_ref());
+        self
+    }
+
+    /// Adds a number.
+    #[must_use]
+    pub fn int(mut self, number: u64) -> Self {
+        self.command.arg(number);
+        self
+    }
+}
+
+/// What the server answered.
+#[derive(Debug, PartialEq)]
+pub struct Reply(pub(crate) ::redis::Value);
+
+impl Reply {
+    /// Whether the answer is nil.
+    pub fn is_nil(&self) -> bool {
+        matches!(self.0, ::redis::Value::Nil)
+    }
+
+    /// An integer.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if the answer is something else.
+    pub fn int(&self) -> Result<i64, Error> {
+        match self.0 {
+            ::redis::Value::Int(number) => Ok(number),
+            _ => Err(self.unexpected("an integer")),
+        }
+    }
+
+    /// A string of bytes; nil is `None`.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if the answer is something else.
+    pub fn bytes(self) -> Result<Option<Vec<u8>>, Error> {
+        match self.0 {
+            ::redis::Value::Nil => Ok(None),
+            ::redis::Value::BulkString(bytes) => Ok(Some(bytes)),
+            ::redis::Value::SimpleString(text) => Ok(Some(text.into_bytes())),
+            ::redis::Value::Okay => Ok(Some(b"OK".to_vec())),
+            _ => Err(self.unexpected("a string")),
+        }
+    }
+
+    /// An array of exactly `N` replies.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if the answer is something else.
+    pub fn array<const N: usize>(self) -> Result<[Reply; N], Error> {
+        let ::redis::Value::Array(items) = self.0 else {
+            return Err(self.unexpected("an array"));
+        };
+        let found = items.len();
+        let items: Vec<Reply> = items.into_iter().map(Reply).collect();
+        items.try_into().map_err(|_| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("the server answered {found} items, expected {N}"),
+            )
+        })
+    }
+
+    fn unexpected(&self, wanted: &str) -> Error {
+        Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "the server answered {}, expected {wanted}",
+                kind_of(&self.0)
+            ),
+        )
+    }
+}
+
+/// The kind of an answer, never its content.
+fn kind_of(value: &::redis::Value) -> &'static str {
+    match value {
+        ::redis::Value::Nil => "nil",
+        ::redis::Value::Int(_) => "an integer",
+        ::redis::Value::BulkString(_) | ::redis::Value::SimpleString(_) | ::redis::Value::Okay => {
+            "a string"
+        }
+        ::redis::Value::Array(_) => "an array",
+        ::redis::Value::Map(_) => "a map",
+        _ => "another type",
+    }
+}

@@ -1,0 +1,208 @@
+//! Connections for exclusive use: transactions with `WATCH`, blocking commands, a write with its `WAIT`.
+
+use std::{sync::Arc, time::Duration};
+
+use ::redis::Value;
+use bb8_redis::bb8::{self, ManageConnection, PooledConnection, RunError};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    Call, Class, Reply, classify,
+    dial::{Connection, Dialer},
+};
+use crate::{Error, ErrorKind, backend::closed};
+
+/// A connection that answered so lately is taken to be alive; asking it would double the round trips of a check-out.
+const FRESH: Duration = Duration::from_secs(15);
+const PROBE: Duration = Duration::from_millis(500);
+
+/// Makes and judges the connections of the pool.
+#[derive(Clone, Debug)]
+pub(super) struct Manager {
+    dialer: Arc<Dialer>,
+    failed: watch::Sender<Option<Error>>,
+}
+
+/// The pool, and what is known of its failures.
+#[derive(Clone, Debug)]
+pub(super) struct Pool {
+    connections: bb8::Pool<Manager>,
+    failures: watch::Receiver<Option<Error>>,
+}
+
+/// A pooled connection.
+#[derive(Debug)]
+pub(super) struct Exclusive {
+    connection: Connection,
+    last_reply: Instant,
+    /// Handed out and not given back in order: it may hold a `WATCH`, a transaction, or a reply that nobody took.
+    used: bool,
+}
+
+impl Exclusive {
+    fn is_alive(&self) -> bool {
+        !self.connection.driver.is_finished()
+    }
+}
+
+impl Pool {
+    pub(super) fn new(dialer: Arc<Dialer>) -> Self {
+        let failed = watch::Sender::new(None);
+        let failures = failed.subscribe();
+        let config = dialer.config();
+        let connections = bb8::Pool::builder()
+            .max_size(config.pool_size())
+            .retry_connection(false)
+            .connection_timeout(config.command_timeout())
+            .queue_strategy(bb8::QueueStrategy::Lifo)
+            .build_unchecked(Manager { dialer, failed });
+        Self {
+            connections,
+            failures,
+        }
+    }
+
+    /// Ends with the next failure to connect. The pool itself tells nobody of it: those who wait would wait for their deadline.
+    async fn next_failure(&self) -> Error {
+        let mut failures = self.failures.clone();
+        failures.mark_unchanged();
+        let failed = match failures.changed().await {
+            Ok(()) => failures.borrow_and_update().clone(),
+            Err(_) => None,
+        };
+        failed.unwrap_or_else(closed)
+    }
+}
+
+impl ManageConnection for Manager {
+    type Connection = Exclusive;
+    type Error = Error;
+
+    async fn connect(&self) -> Result<Exclusive, Error> {
+        let dialled = self.dialer.dial(None).await;
+        if let Err(error) = &dialled {
+            self.failed.send_replace(Some(error.clone()));
+        }
+        Ok(Exclusive {
+            connection: dialled?,
+            last_reply: Instant::now(),
+            used: false,
+        })
+    }
+
+    async fn is_valid(&self, connection: &mut Exclusive) -> Result<(), Error> {
+        if connection.last_reply.elapsed() < FRESH {
+            return Ok(());
+        }
+        let ping = Call::new("PING", Class::Idempotent);
+        exchange(connection, &ping, Instant::now() + PROBE)
+            .await
+            .map(drop)
+    }
+
+    fn has_broken(&self, connection: &mut Exclusive) -> bool {
+        connection.used || !connection.is_alive()
+    }
+}
+
+async fn exchange(
+    connection: &mut Exclusive,
+    call: &Call,
+    deadline: Instant,
+) -> Result<Reply, Error> {
+    let sent = connection
+        .connection
+        .commands
+        .send_packed_command(&call.command);
+    match timeout_at(deadline, sent).await {
+        Ok(Ok(reply)) => {
+            connection.last_reply = Instant::now();
+            match reply {
+                Value::ServerError(answer) => Err(classify::refusal(&answer).error),
+                reply => Ok(Reply(reply)),
+            }
+        }
+        Ok(Err(error)) if call.class == Class::Idempotent => Err(classify::lost(error)),
+        Err(_) if call.class == Class::Idempotent => Err(Error::new(
+            ErrorKind::Timeout,
+            "no reply before the deadline",
+        )),
+        Ok(Err(error)) => Err(ambiguous().with_source(error)),
+        Err(_) => Err(ambiguous()),
+    }
+}
+
+fn ambiguous() -> Error {
+    Error::new(
+        ErrorKind::Ambiguous,
+        "no reply on an exclusive connection; the command may have been executed",
+    )
+}
+
+/// A connection that nobody else uses until it is released.
+///
+/// Dropping it without [`release`](Self::release) closes it, because nothing tells what state it is in.
+#[derive(Debug)]
+pub struct Dedicated {
+    connection: PooledConnection<'static, Manager>,
+    /// A command was sent and its reply not taken.
+    waiting: bool,
+}
+
+impl Dedicated {
+    pub(super) async fn check_out(pool: &Pool, deadline: Instant) -> Result<Self, Error> {
+        let taken = async {
+            tokio::select! {
+                // First, so that it is listening before the pool begins to connect.
+                biased;
+                error = pool.next_failure() => Err(RunError::User(error)),
+                taken = pool.connections.get_owned() => taken,
+            }
+        };
+        let mut connection = match timeout_at(deadline, taken).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(RunError::User(error))) => {
+                return Err(
+                    Error::new(ErrorKind::Unavailable, "no exclusive connection")
+                        .with_source(error),
+                );
+            }
+            Ok(Err(RunError::TimedOut)) | Err(_) => {
+                return Err(Error::new(
+                    ErrorKind::Saturated,
+                    "no exclusive connection was free before the deadline",
+                ));
+            }
+        };
+        connection.used = true;
+        Ok(Self {
+            connection,
+            waiting: false,
+        })
+    }
+
+    /// Sends one command on this connection.
+    ///
+    /// # Errors
+    ///
+    /// Those of a command of this class. After an error of the connection it is not used again.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may have been executed; the connection is then closed instead of being released.
+    pub async fn call(&mut self, call: Call, deadline: Duration) -> Result<Reply, Error> {
+        self.waiting = true;
+        let answered = exchange(&mut self.connection, &call, Instant::now() + deadline).await;
+        let refused = |error: &Error| matches!(error.kind(), ErrorKind::Server(_));
+        self.waiting = answered.as_ref().is_err_and(|error| !refused(error));
+        answered
+    }
+
+    /// Gives the connection back for others to use: no transaction is open on it and nothing is watched.
+    pub fn release(mut self) {
+        self.connection.used = self.waiting;
+    }
+}

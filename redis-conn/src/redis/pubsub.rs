@@ -1,0 +1,269 @@
+//! One connection per process for everything that is subscribed to.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use ::redis::{PushInfo, PushKind, RedisError, Value, aio::AsyncPushSender};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    backoff::Backoff,
+    classify,
+    dial::{Connection, Dialer},
+};
+use crate::{Error, ErrorKind, backend::closed, bus::Hub, trace::event};
+
+/// A connection that said nothing for so long is asked; a silent one would lose messages without a trace.
+const QUIET: Duration = Duration::from_secs(2);
+const PROBE: Duration = Duration::from_millis(500);
+
+/// The way to the task that owns the connection.
+#[derive(Debug)]
+pub(super) struct PubSub {
+    requests: mpsc::UnboundedSender<Request>,
+}
+
+#[derive(Debug)]
+enum Request {
+    Listen(Arc<str>, oneshot::Sender<Result<(), Error>>),
+    Unlisten(Arc<str>),
+}
+
+impl PubSub {
+    /// Starts the task. It connects when the first channel is asked for.
+    pub(super) fn start(
+        dialer: Arc<Dialer>,
+        hub: Arc<Hub>,
+        closed: CancellationToken,
+        tasks: &TaskTracker,
+        runtime: &Handle,
+    ) -> Self {
+        let (requests, inbox) = mpsc::unbounded_channel();
+        let task = Task {
+            dialer,
+            heard: Arc::new(AtomicBool::new(false)),
+            hub,
+            inbox,
+            waiting: Vec::new(),
+        };
+        tasks.spawn_on(
+            async move { closed.run_until_cancelled(task.run()).await },
+            runtime,
+        );
+        Self { requests }
+    }
+
+    /// Returns when the server has confirmed the subscription.
+    pub(super) async fn listen(&self, channel: &Arc<str>, deadline: Duration) -> Result<(), Error> {
+        let (answer, confirmed) = oneshot::channel();
+        let request = Request::Listen(Arc::clone(channel), answer);
+        self.requests.send(request).map_err(|_| closed())?;
+        match timeout(deadline, confirmed).await {
+            Ok(answered) => answered.unwrap_or_else(|_| Err(closed())),
+            Err(_) => Err(Error::new(
+                ErrorKind::Timeout,
+                "the subscription was not confirmed before the deadline",
+            )),
+        }
+    }
+
+    pub(super) fn unlisten(&self, channel: &Arc<str>) {
+        let _ = self.requests.send(Request::Unlisten(Arc::clone(channel)));
+    }
+}
+
+/// Owns the connection and the set of confirmed channels.
+#[derive(Debug)]
+struct Task {
+    dialer: Arc<Dialer>,
+    hub: Arc<Hub>,
+    /// Set by every push: proof of life that costs no command.
+    heard: Arc<AtomicBool>,
+    inbox: mpsc::UnboundedReceiver<Request>,
+    /// Asked for, to be confirmed by the next connection.
+    waiting: Vec<(Arc<str>, oneshot::Sender<Result<(), Error>>)>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut backoff = Backoff::new();
+        // Whether messages may have been missed since the consumers were last told so.
+        let mut missed = false;
+        loop {
+            if self.hub.is_empty() && self.waiting.is_empty() {
+                missed = false;
+                if !self.next_request().await {
+                    return;
+                }
+                continue;
+            }
+            match self.connect().await {
+                Ok(session) => {
+                    backoff.reset();
+                    if std::mem::replace(&mut missed, true) {
+                        self.hub.gap();
+                    }
+                    self.serve(session).await;
+                    event!(warn, "the subscriptions lost their connection");
+                }
+                Err(error) => {
+                    event!(warn, "the subscriptions are not connected: {error}");
+                    let pause = backoff.after(&error);
+                    self.refuse_until(Instant::now() + pause, &error).await;
+                }
+            }
+        }
+    }
+
+    /// Takes one request while there is no connection; `false` when the backend is gone.
+    async fn next_request(&mut self) -> bool {
+        match self.inbox.recv().await {
+            Some(Request::Listen(channel, answer)) => self.waiting.push((channel, answer)),
+            Some(Request::Unlisten(_)) => {}
+            None => return false,
+        }
+        true
+    }
+
+    /// While the server is away a new subscription fails at once instead of waiting for its deadline.
+    async fn refuse_until(&mut self, end: Instant, cause: &Error) {
+        let refusal =
+            || Err(Error::new(ErrorKind::Unavailable, "not subscribed").with_source(cause.clone()));
+        self.waiting
+            .drain(..)
+            .for_each(|(_, answer)| drop(answer.send(refusal())));
+        while let Ok(Some(request)) = tokio::time::timeout_at(end, self.inbox.recv()).await {
+            if let Request::Listen(_, answer) = request {
+                let _ = answer.send(refusal());
+            }
+        }
+    }
+
+    /// Connects and has every channel confirmed that somebody listens to.
+    async fn connect(&mut self) -> Result<Session, Error> {
+        let mut session = Session {
+            connection: self.dialer.dial(Some(self.pushes())).await?,
+            confirmed: HashSet::new(),
+            deadline: self.dialer.config().command_timeout(),
+        };
+        for channel in self.hub.names() {
+            session.subscribe(&channel).await?;
+        }
+        for (channel, answer) in self.waiting.drain(..) {
+            // Its subscriber may have gone meanwhile.
+            let _ = answer.send(if session.confirmed.contains(&channel) {
+                Ok(())
+            } else {
+                Err(closed())
+            });
+        }
+        Ok(session)
+    }
+
+    fn pushes(&self) -> Arc<dyn AsyncPushSender> {
+        let (hub, heard) = (Arc::clone(&self.hub), Arc::clone(&self.heard));
+        Arc::new(move |push: PushInfo| -> Result<(), RedisError> {
+            heard.store(true, Ordering::Relaxed);
+            if push.kind == PushKind::Message
+                && let [Value::BulkString(channel), Value::BulkString(frame)] = push.data.as_slice()
+                && let Ok(channel) = std::str::from_utf8(channel)
+            {
+                hub.deliver(channel, frame);
+            }
+            Ok(())
+        })
+    }
+
+    /// Serves requests until the connection ends or stops answering.
+    async fn serve(&mut self, mut session: Session) {
+        let mut probes = interval_at(Instant::now() + QUIET, QUIET);
+        probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let kept = tokio::select! {
+                _ = &mut session.connection.driver => false,
+                request = self.inbox.recv() => match request {
+                    Some(request) => self.answer(&mut session, request).await,
+                    None => false,
+                },
+                _ = probes.tick() => self.heard.swap(false, Ordering::Relaxed) || session.ping().await,
+            };
+            if !kept {
+                return;
+            }
+        }
+    }
+
+    /// `false` if the connection failed.
+    async fn answer(&self, session: &mut Session, request: Request) -> bool {
+        match request {
+            Request::Listen(channel, answer) => {
+                let subscribed = session.subscribe(&channel).await;
+                let kept = !subscribed
+                    .as_ref()
+                    .is_err_and(|error| !matches!(error.kind(), ErrorKind::Server(_)));
+                let _ = answer.send(subscribed);
+                kept
+            }
+            // Another subscriber may have come meanwhile.
+            Request::Unlisten(channel) if self.hub.has(&channel) => true,
+            Request::Unlisten(channel) => session.unsubscribe(&channel).await.is_ok(),
+        }
+    }
+}
+
+/// One connection and what the server confirmed on it.
+#[derive(Debug)]
+struct Session {
+    connection: Connection,
+    confirmed: HashSet<Arc<str>>,
+    deadline: Duration,
+}
+
+impl Session {
+    async fn subscribe(&mut self, channel: &Arc<str>) -> Result<(), Error> {
+        if !self.confirmed.contains(channel) {
+            let confirmation = self.connection.commands.subscribe(&**channel);
+            confirmed(timeout(self.deadline, confirmation).await)?;
+            self.confirmed.insert(Arc::clone(channel));
+        }
+        Ok(())
+    }
+
+    async fn unsubscribe(&mut self, channel: &Arc<str>) -> Result<(), Error> {
+        if self.confirmed.remove(channel) {
+            let confirmation = self.connection.commands.unsubscribe(&**channel);
+            confirmed(timeout(self.deadline, confirmation).await)?;
+        }
+        Ok(())
+    }
+
+    async fn ping(&mut self) -> bool {
+        let ping = ::redis::cmd("PING");
+        let answer = self.connection.commands.send_packed_command(&ping);
+        matches!(timeout(PROBE, answer).await, Ok(Ok(_)))
+    }
+}
+
+fn confirmed(
+    answer: Result<Result<(), RedisError>, tokio::time::error::Elapsed>,
+) -> Result<(), Error> {
+    match answer {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(classify::dial(error)),
+        Err(_) => Err(Error::new(
+            ErrorKind::Unavailable,
+            "the server did not confirm a subscription in time",
+        )),
+    }
+}

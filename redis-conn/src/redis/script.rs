@@ -1,0 +1,123 @@
+//! Scripts: sent by their digest, and by their text only where the server does not know them.
+
+use std::{borrow::Cow, sync::OnceLock, time::Duration};
+
+use super::{Call, Class, Redis, Reply};
+use crate::{Error, ErrorKind};
+
+/// A Lua script, constant for the life of the program.
+#[derive(Debug)]
+pub struct Script {
+    text: &'static str,
+    digest: OnceLock<Box<str>>,
+}
+
+impl Script {
+    /// A script of this text; made once, in a `static`.
+    #[must_use]
+    pub const fn new(text: &'static str) -> Self {
+        Self {
+            text,
+            digest: OnceLock::new(),
+        }
+    }
+
+    /// The text and its digest, the way this backend sends it.
+    fn rendered(&self, rewrite: Option<fn(&str) -> String>) -> (Cow<'static, str>, Cow<'_, str>) {
+        match rewrite {
+            None => {
+                let digest = self.digest.get_or_init(|| digest(self.text).into());
+                (Cow::Borrowed(self.text), Cow::Borrowed(digest))
+            }
+            Some(rewrite) => {
+                let text = rewrite(self.text);
+                let digest = digest(&text);
+                (Cow::Owned(text), Cow::Owned(digest))
+            }
+        }
+    }
+}
+
+fn digest(text: &str) -> String {
+    sha1_smol::Sha1::from(text).digest().to_string()
+}
+
+/// One call of a script: first its keys, then its arguments.
+#[derive(Debug)]
+pub struct ScriptCall<'a> {
+    redis: &'a Redis,
+    text: Cow<'static, str>,
+    call: Call,
+}
+
+impl Redis {
+    /// Begins a call of `script` with `keys`, which all carry the same hash tag.
+    #[must_use]
+    pub fn script(&self, script: &'static Script, class: Class, keys: &[&str]) -> ScriptCall<'_> {
+        let (text, digest) = script.rendered(self.inner.rewrite);
+        let call = Call::new("EVALSHA", class)
+            .arg(digest.as_bytes())
+            .int(keys.len() as u64);
+        ScriptCall {
+            redis: self,
+            text,
+            call: keys.iter().fold(call, Call::arg),
+        }
+    }
+}
+
+impl ScriptCall<'_> {
+    /// Adds an argument of any bytes.
+    #[must_use]
+    pub fn arg(mut self, bytes: impl AsRef<[u8]>) -> Self {
+        self.call = self.call.arg(bytes);
+        self
+    }
+
+    /// Adds a number.
+    #[must_use]
+    pub fn int(mut self, number: u64) -> Self {
+        self.call = self.call.int(number);
+        self
+    }
+
+    /// Sends it: `EVALSHA`, and once more as `EVAL` if the server answered that it does not know the script, which also means
+    /// that it did not run.
+    ///
+    /// # Errors
+    ///
+    /// Those of a command of this class.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may have been executed.
+    pub async fn run(self, deadline: Duration) -> Result<Reply, Error> {
+        let deadline = tokio::time::Instant::now() + deadline;
+        match self.redis.call_at(&self.call, deadline).await {
+            Err(error) if is_unknown(&error) => {
+                let call = self.call.with_text(&self.text);
+                self.redis.call_at(&call, deadline).await
+            }
+            answered => answered,
+        }
+    }
+}
+
+fn is_unknown(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Server(prefix) if &**prefix == "NOSCRIPT")
+}
+
+impl Call {
+    /// The same call of a script by its text instead of its digest.
+    fn with_text(&self, text: &str) -> Self {
+        let rest = self
+            .command
+            .args_iter()
+            .skip(2)
+            .filter_map(|argument| match argument {
+                ::redis::Arg::Simple(bytes) => Some(bytes),
+                _ => None,
+            });
+        rest.fold(Self::new("EVAL", self.class).arg(text), Self::arg)
+    }
+}

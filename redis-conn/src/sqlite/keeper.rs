@@ -1,0 +1,211 @@
+//! Housekeeping: one process at a time sweeps expired rows, trims the log of the bus and keeps the file small.
+
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+
+use rusqlite::Connection;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Tx,
+    alarm::Alarm,
+    errors::sql_error,
+    layout::{Swept, keep_wall},
+    queue::Queue,
+    time::Time,
+    worker::{call_blocking, snapshot},
+};
+use crate::{Error, ErrorKind, trace::event};
+
+/// How often it looks whether there is anything to do.
+const TICK: Duration = Duration::from_secs(1);
+/// For how long one process is the housekeeper, by the time since boot.
+const LEASE: Duration = Duration::from_secs(5);
+/// How many rows one transaction deletes: other jobs wait for it, and theirs may have 100 ms.
+const CHUNK: u32 = 1_000;
+/// How many pages one transaction gives back to the file system.
+const PAGES: u32 = 500;
+/// Free pages below this number are left for the next rows.
+const FREE_PAGES: i64 = 512;
+/// How long messages stay: a process that does not poll for so long gets a gap.
+const BUS_AGE: Duration = Duration::from_secs(10);
+/// How many messages stay however young they are.
+const BUS_ROWS: i64 = 100_000;
+/// A WAL file of this size is truncated even while others write.
+const WAL_LARGE: u64 = 16 << 20;
+
+/// The thread that does the housekeeping. It looks on its own connection and changes rows through the writer.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pub(super) connection: Connection,
+    pub(super) writer: Arc<Queue>,
+    pub(super) time: Arc<Time>,
+    pub(super) alarm: Arc<Alarm>,
+    pub(super) closed: CancellationToken,
+    pub(super) wal: PathBuf,
+    /// Who it is in the lease.
+    pub(super) id: i64,
+}
+
+/// What there is to do.
+#[derive(Debug)]
+struct Due {
+    tables: Vec<Swept>,
+    bus: bool,
+    pages: bool,
+    /// Changes with every commit of another connection.
+    version: i64,
+}
+
+impl Keeper {
+    pub(super) fn run(self) {
+        let mut version = 0;
+        while self.alarm.wait(0, Some(TICK)).is_some() && !self.closed.is_cancelled() {
+            match self.look_after(version) {
+                Ok(seen) => version = seen,
+                // The writer has ended first; this round was the last.
+                Err(error) if *error.kind() == ErrorKind::Closed => return,
+                Err(error) => {
+                    event!(warn, "the housekeeping of the SQLite file failed: {error}");
+                    let _ = error;
+                }
+            }
+        }
+    }
+
+    /// One round. `before` and the returned number are the versions of the file that this and the last round found.
+    fn look_after(&self, before: i64) -> Result<i64, Error> {
+        let due = snapshot(&self.connection, &self.time, look)?;
+        let wal = fs::metadata(&self.wal).map_or(0, |file| file.len());
+        let checkpoint = wal > WAL_LARGE || (wal > 0 && due.version == before);
+        // An idle file costs a look and no write.
+        let work = due.bus || due.pages || !due.tables.is_empty();
+        if (work || checkpoint) && self.write(|_| Ok(true))? {
+            for table in due.tables {
+                while self.write({
+                    let table = table.clone();
+                    move |tx| table.sweep(tx, CHUNK)
+                })? {}
+            }
+            while self.write(trim)? {}
+            while self.write(shrink)? {}
+            if checkpoint {
+                self.checkpoint()?;
+            }
+        }
+        Ok(due.version)
+    }
+
+    /// Runs a step on the writer, as long as this process holds the lease; `true` if the step should be repeated.
+    fn write(
+        &self,
+        step: impl FnOnce(&Tx<'_>) -> rusqlite::Result<bool> + Send + 'static,
+    ) -> Result<bool, Error> {
+        let id = self.id;
+        let more = call_blocking(&self.writer, move |tx| {
+            if !hold_lease(tx, id).map_err(sql_error)? {
+                return Ok(false);
+            }
+            keep_wall(tx)?;
+            step(tx).map_err(sql_error)
+        })?;
+        Ok(more && !self.closed.is_cancelled())
+    }
+
+    /// Moves the WAL into the file and empties it. Most of the work is in the first step, which blocks nobody.
+    fn checkpoint(&self) -> Result<(), Error> {
+        for mode in ["PASSIVE", "TRUNCATE"] {
+            let pragma = format!("PRAGMA wal_checkpoint({mode})");
+            // A checkpoint that others keep from finishing is tried again in the next round.
+            self.connection
+                .query_row(&pragma, [], |_| Ok(()))
+                .map_err(sql_error)?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes the lease or keeps it; `false` if another process holds it.
+fn hold_lease(tx: &Tx<'_>, id: i64) -> rusqlite::Result<bool> {
+    let (now, length) = (tx.boot_micros().cast_signed(), micros(LEASE));
+    let value = |name: &str| -> rusqlite::Result<i64> {
+        tx.prepare_cached("SELECT value FROM tk_meta WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))
+    };
+    let (holder, left) = (value("keeper")?, value("keeper_until")?.saturating_sub(now));
+    // A lease that ends too far away was taken before the clock went back.
+    if holder != id && (1..=length).contains(&left) {
+        return Ok(false);
+    }
+    if holder != id || left < length / 2 || left > length {
+        let mut set = tx.prepare_cached("UPDATE tk_meta SET value = ?2 WHERE name = ?1")?;
+        set.execute(("keeper", id))?;
+        set.execute(("keeper_until", now.saturating_add(length)))?;
+    }
+    Ok(true)
+}
+
+fn look(tx: &Tx<'_>) -> rusqlite::Result<Due> {
+    let mut tables = Swept::all(tx)?;
+    let mut failure = None;
+    tables.retain(|table| {
+        table.is_due(tx).unwrap_or_else(|error| {
+            failure = Some(error);
+            false
+        })
+    });
+    if let Some(error) = failure {
+        // One table that cannot be swept does not keep the others from it.
+        event!(warn, "an expired row cannot be looked for: {error}");
+        let _ = error;
+    }
+    let number = |pragma: &str| -> rusqlite::Result<i64> {
+        tx.prepare_cached(pragma)?.query_row([], |row| row.get(0))
+    };
+    Ok(Due {
+        tables,
+        bus: tx.prepare_cached(OUTDATED)?.exists(outdated(tx))?,
+        pages: is_loose(tx)?,
+        version: number("PRAGMA data_version")?,
+    })
+}
+
+const OUTDATED: &str = "
+    SELECT seq FROM (SELECT seq, at FROM tk_bus ORDER BY seq LIMIT ?3)
+    WHERE at <= ?1 OR seq <= (SELECT max(seq) FROM tk_bus) - ?2";
+
+fn outdated(tx: &Tx<'_>) -> (i64, i64, u32) {
+    let born = tx.boot_micros().cast_signed() - micros(BUS_AGE);
+    (born, BUS_ROWS, CHUNK)
+}
+
+/// Deletes a chunk of old messages; `true` if more may be left.
+fn trim(tx: &Tx<'_>) -> rusqlite::Result<bool> {
+    let sql = format!("DELETE FROM tk_bus WHERE seq IN ({OUTDATED})");
+    let trimmed = tx.prepare_cached(&sql)?.execute(outdated(tx))?;
+    Ok(u32::try_from(trimmed).is_ok_and(|trimmed| trimmed >= CHUNK))
+}
+
+/// Whether so much of the file is free that it is worth giving back: what is written again soon is not.
+fn is_loose(tx: &Tx<'_>) -> rusqlite::Result<bool> {
+    let number = |pragma: &str| -> rusqlite::Result<i64> {
+        tx.prepare_cached(pragma)?.query_row([], |row| row.get(0))
+    };
+    let free = number("PRAGMA freelist_count")?;
+    Ok(free > FREE_PAGES.max(number("PRAGMA page_count")? / 4))
+}
+
+/// Gives a chunk of free pages back; `true` if more are left.
+fn shrink(tx: &Tx<'_>) -> rusqlite::Result<bool> {
+    if !is_loose(tx)? {
+        return Ok(false);
+    }
+    // Every step of this statement frees one page.
+    let mut vacuum = tx.prepare_cached(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
+    let mut rows = vacuum.query([])?;
+    while rows.next()?.is_some() {}
+    Ok(true)
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}

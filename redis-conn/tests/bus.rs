@@ -1,0 +1,283 @@
+//! Publish and subscribe: the same promises on every backend, and what the network does to them.
+
+use std::time::Duration;
+
+use redis_conn::{Backend, Bus, Config, ErrorKind, Event, Subscription};
+use testkit::{Fault, FaultProxy, RedisServer};
+
+const LONG: Duration = Duration::from_secs(20);
+
+async fn next(subscription: &mut Subscription) -> Event {
+    tokio::time::timeout(LONG, subscription.recv())
+        .await
+        .expect("nothing came")
+        .expect("the subscription ended")
+}
+
+async fn message(subscription: &mut Subscription) -> String {
+    match next(subscription).await {
+        Event::Message(message) => String::from_utf8(message.payload().to_vec()).unwrap(),
+        other => panic!("expected a message, found {other:?}"),
+    }
+}
+
+/// Every message that is sent arrives once, in order, at every subscriber, the sender's process included.
+async fn delivers_in_order_to_everybody(backend: Backend) {
+    let (bus, other) = (backend.bus(), backend.clone().bus());
+    assert_ne!(bus.origin(), other.origin(), "the origin is the handle");
+    let (mut first, mut second) = (
+        bus.subscribe("news").await.unwrap(),
+        other.subscribe("news").await.unwrap(),
+    );
+    for n in 0..100 {
+        bus.publish("news", format!("{n}").as_bytes())
+            .await
+            .unwrap();
+    }
+    for n in 0..100 {
+        assert_eq!(message(&mut first).await, n.to_string());
+        let Event::Message(copy) = next(&mut second).await else {
+            panic!("not a message")
+        };
+        assert_eq!(
+            (copy.payload(), copy.origin()),
+            (n.to_string().as_bytes(), bus.origin())
+        );
+    }
+    assert_eq!(first.lost() + second.lost(), 0);
+}
+
+async fn keeps_channels_and_namespaces_apart(backend: Backend) {
+    let elsewhere = backend.namespace("other").unwrap();
+    let mut news = backend.bus().subscribe("news").await.unwrap();
+    let mut theirs = elsewhere.bus().subscribe("news").await.unwrap();
+    backend
+        .bus()
+        .publish("olds", b"wrong channel")
+        .await
+        .unwrap();
+    elsewhere.bus().publish("news", b"theirs").await.unwrap();
+    backend.bus().publish("news", b"ours").await.unwrap();
+    assert_eq!(message(&mut news).await, "ours");
+    assert_eq!(message(&mut theirs).await, "theirs");
+}
+
+async fn counts_what_a_slow_subscriber_loses_and_says_so_once(backend: Backend) {
+    const SENT: u64 = 3_000;
+    let bus = backend.bus();
+    let mut slow = bus.subscribe("flood").await.unwrap();
+    let mut end = bus.subscribe("end").await.unwrap();
+    for n in 0..SENT {
+        bus.publish("flood", &n.to_le_bytes()).await.unwrap();
+    }
+    bus.publish("end", b"").await.unwrap();
+    message(&mut end).await;
+
+    assert_eq!(next(&mut slow).await, Event::Gap);
+    let mut kept = 0;
+    while kept + slow.lost() < SENT {
+        assert!(
+            matches!(next(&mut slow).await, Event::Message(_)),
+            "one gap stands for the whole run"
+        );
+        kept += 1;
+    }
+    assert_eq!(kept, 1_024, "what waits is bounded");
+    bus.publish("flood", b"after").await.unwrap();
+    assert_eq!(message(&mut slow).await, "after");
+}
+
+async fn ends_with_the_backend(backend: Backend) {
+    let bus = backend.bus();
+    let mut subscription = bus.subscribe("news").await.unwrap();
+    bus.publish("news", b"last").await.unwrap();
+    assert_eq!(message(&mut subscription).await, "last");
+    backend.close(LONG).await.unwrap();
+    assert_eq!(
+        tokio::time::timeout(LONG, subscription.recv())
+            .await
+            .expect("it hangs"),
+        None
+    );
+    assert_eq!(
+        *bus.publish("news", b"late").await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+    assert_eq!(
+        *bus.subscribe("news").await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+}
+
+macro_rules! suite {
+    ($($name:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(redis_conn::Backend::memory()).await;
+            })*
+        }
+
+        #[cfg(feature = "sqlite")]
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                let dir = tempfile::tempdir().unwrap();
+                let backend = redis_conn::Backend::sqlite(dir.path().join("shared.db")).await.unwrap();
+                super::$name(backend).await;
+            })*
+        }
+
+        mod on_redis {
+            $(#[tokio::test]
+            async fn $name() {
+                let server = testkit::RedisServer::start().await;
+                super::$name(super::on(&server.url()).await).await;
+            })*
+        }
+    };
+}
+
+suite! {
+    delivers_in_order_to_everybody,
+    keeps_channels_and_namespaces_apart,
+    counts_what_a_slow_subscriber_loses_and_says_so_once,
+    ends_with_the_backend,
+}
+
+async fn on(url: &str) -> Backend {
+    let backend = Backend::redis(Config::from_url(url).unwrap()).unwrap();
+    backend.ready(LONG).await.unwrap();
+    backend
+}
+
+/// After a fault: exactly one gap, then everything arrives again.
+async fn recovers_with_one_gap(subscription: &mut Subscription, sender: &Bus) {
+    assert_eq!(next(subscription).await, Event::Gap);
+    sender.publish("news", b"after").await.unwrap();
+    assert_eq!(
+        message(subscription).await,
+        "after",
+        "one gap, and nothing else before"
+    );
+}
+
+#[tokio::test]
+async fn a_cut_connection_is_one_gap_for_every_subscriber() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(server.addr()).await;
+    let (listener, sender) = (on(&proxy.url()).await, on(&server.url()).await.bus());
+    let bus = listener.bus();
+    let (mut news, mut olds) = (
+        bus.subscribe("news").await.unwrap(),
+        bus.subscribe("olds").await.unwrap(),
+    );
+
+    proxy.set(Fault::Reset);
+    recovers_with_one_gap(&mut news, &sender).await;
+    assert_eq!(next(&mut olds).await, Event::Gap);
+}
+
+#[tokio::test]
+async fn a_connection_killed_by_the_server_is_one_gap() {
+    let server = RedisServer::start().await;
+    let (listener, sender) = (on(&server.url()).await, on(&server.url()).await.bus());
+    let mut news = listener.bus().subscribe("news").await.unwrap();
+    let mut admin = server.connection().await;
+    let killed: u64 = redis::cmd("CLIENT")
+        .arg("KILL")
+        .arg("TYPE")
+        .arg("pubsub")
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    assert_eq!(killed, 1);
+    recovers_with_one_gap(&mut news, &sender).await;
+}
+
+#[tokio::test]
+async fn a_connection_gone_without_a_word_is_one_gap() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(server.addr()).await;
+    let (listener, sender) = (on(&proxy.url()).await, on(&server.url()).await.bus());
+    let mut news = listener.bus().subscribe("news").await.unwrap();
+
+    let accepted = proxy.accepted();
+    proxy.set(Fault::Blackhole);
+    proxy.wait_for(|stats| stats.accepted > accepted).await;
+    proxy.set(Fault::Pass);
+    recovers_with_one_gap(&mut news, &sender).await;
+}
+
+#[tokio::test]
+async fn the_server_hears_of_the_first_subscriber_and_of_the_last_one_leaving() {
+    let server = RedisServer::start().await;
+    let backend = on(&server.url()).await;
+    let subscribers = async || -> u64 {
+        let mut admin = server.connection().await;
+        let (_, count): (String, u64) = redis::cmd("PUBSUB")
+            .arg("NUMSUB")
+            .arg("tk:b1:news")
+            .query_async(&mut admin)
+            .await
+            .unwrap();
+        count
+    };
+    let (bus, other) = (backend.bus(), backend.bus());
+    let (first, second) = (
+        bus.subscribe("news").await.unwrap(),
+        other.subscribe("news").await.unwrap(),
+    );
+    assert_eq!(subscribers().await, 1, "one connection for all");
+    drop(first);
+    let third = bus.subscribe("other").await.unwrap();
+    assert_eq!(subscribers().await, 1, "somebody still listens");
+    drop(second);
+    // Requests are served in order: this confirmation comes after the unsubscription.
+    let _fourth = bus.subscribe("another").await.unwrap();
+    assert_eq!(subscribers().await, 0);
+    drop(third);
+}
+
+#[tokio::test]
+async fn a_subscription_while_the_server_is_away_fails_and_a_later_one_works() {
+    let server = RedisServer::start().await;
+    let backend = on(&server.url()).await;
+    server.kill();
+    let away = backend.bus().subscribe("news").await.unwrap_err();
+    assert_eq!(*away.kind(), ErrorKind::Unavailable);
+
+    server.restart().await;
+    let subscribed = async {
+        loop {
+            match backend.bus().subscribe("news").await {
+                Ok(subscription) => return subscription,
+                Err(error) => assert_eq!(*error.kind(), ErrorKind::Unavailable),
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let mut news = tokio::time::timeout(LONG, subscribed)
+        .await
+        .expect("it never works again");
+    backend.ready(LONG).await.unwrap();
+    backend.bus().publish("news", b"again").await.unwrap();
+    // The channel was not listened to during the outage by anybody who could have missed something.
+    assert_eq!(message(&mut news).await, "again");
+}
+
+#[tokio::test]
+async fn a_frame_of_an_unknown_layout_counts_as_lost() {
+    let server = RedisServer::start().await;
+    let backend = on(&server.url()).await;
+    let mut news = backend.bus().subscribe("news").await.unwrap();
+    let mut admin = server.connection().await;
+    let _: u64 = redis::cmd("PUBLISH")
+        .arg("tk:b1:news")
+        .arg(&b"\x07future"[..])
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    assert_eq!(next(&mut news).await, Event::Gap);
+    assert_eq!(news.lost(), 1);
+}

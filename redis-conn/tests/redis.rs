@@ -1,0 +1,574 @@
+//! The Redis backend against a real server, and a proxy that breaks the way to it.
+
+use std::{sync::Arc, time::Duration};
+
+use redis_conn::{
+    Backend, Config, Error, ErrorKind, State,
+    raw::{Call, Class, Dedicated, Engine, Redis, Reply, Script},
+};
+use testkit::{Fault, FaultProxy, RedisServer};
+
+/// Longer than anything that works takes, so that it decides no test.
+const LONG: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_millis(100);
+
+fn config(url: &str) -> Config {
+    Config::from_url(url).unwrap()
+}
+
+async fn connected(url: &str) -> Backend {
+    let backend = Backend::redis(config(url)).unwrap();
+    backend.ready(LONG).await.unwrap();
+    backend
+}
+
+fn redis(backend: &Backend) -> Redis {
+    match backend.engine() {
+        Engine::Redis(redis) => redis.clone(),
+        other => panic!("expected redis, found {other:?}"),
+    }
+}
+
+fn get(key: &str) -> Call {
+    Call::new("GET", Class::Idempotent).arg(key)
+}
+
+fn incr(key: &str) -> Call {
+    Call::new("INCR", Class::AtMostOnce).arg(key)
+}
+
+fn text(reply: Reply) -> String {
+    String::from_utf8(reply.bytes().unwrap().expect("a value")).unwrap()
+}
+
+async fn stored(server: &RedisServer, key: &str) -> Option<u64> {
+    redis::cmd("GET")
+        .arg(key)
+        .query_async(&mut server.connection().await)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_command_is_answered_and_a_refusal_names_its_prefix() {
+    let server = RedisServer::start().await;
+    let backend = connected(&server.url()).await;
+    let redis = redis(&backend);
+
+    assert_eq!(redis.call(incr("n"), LONG).await.unwrap().int().unwrap(), 1);
+    assert_eq!(text(redis.call(get("n"), LONG).await.unwrap()), "1");
+    assert!(redis.call(get("absent"), LONG).await.unwrap().is_nil());
+
+    let refused = redis
+        .call(
+            Call::new("LPUSH", Class::AtMostOnce).arg("n").arg("secret"),
+            LONG,
+        )
+        .await
+        .unwrap_err();
+    assert_eq!(*refused.kind(), ErrorKind::Server("WRONGTYPE".into()));
+    assert!(!format!("{refused} {refused:?}").contains("secret"));
+}
+
+#[tokio::test]
+async fn a_backend_can_be_built_before_its_server_is_there() {
+    let server = RedisServer::start().await;
+    server.kill();
+    let backend = Backend::redis(config(&server.url())).unwrap();
+
+    let away = backend.ready(SHORT).await.unwrap_err();
+    assert_eq!(*away.kind(), ErrorKind::Unavailable);
+    assert!(backend.watch_state().wait_for(State::Reconnecting).await);
+    let failed = redis(&backend).call(get("n"), LONG).await.unwrap_err();
+    assert_eq!(
+        *failed.kind(),
+        ErrorKind::Unavailable,
+        "a lane whose last attempt failed answers at once"
+    );
+    assert!(
+        std::error::Error::source(&failed).is_some(),
+        "the cause is kept"
+    );
+
+    server.restart().await;
+    backend.ready(LONG).await.unwrap();
+    redis(&backend).call(incr("n"), LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lost_reply_of_an_at_most_once_command_is_ambiguous_and_it_ran_once() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(server.addr()).await;
+    let backend = connected(&proxy.url()).await;
+
+    proxy.set(Fault::drop_reply("INCR"));
+    let late = redis(&backend).call(incr("late"), SHORT).await.unwrap_err();
+    assert!(late.is_ambiguous(), "{late}");
+    assert_eq!(stored(&server, "late").await, Some(1));
+
+    proxy.set(Fault::close_instead_of_reply("INCR"));
+    let cut = redis(&backend).call(incr("cut"), LONG).await.unwrap_err();
+    assert!(cut.is_ambiguous(), "{cut}");
+    proxy.set(Fault::Pass);
+    backend.ready(LONG).await.unwrap();
+    redis(&backend).call(get("cut"), LONG).await.unwrap();
+    assert_eq!(
+        stored(&server, "cut").await,
+        Some(1),
+        "nothing was sent again after the connection came back"
+    );
+}
+
+#[tokio::test]
+async fn a_lost_reply_of_an_idempotent_command_is_asked_for_again() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(server.addr()).await;
+    let backend = connected(&proxy.url()).await;
+    redis(&backend).call(incr("n"), LONG).await.unwrap();
+
+    proxy.set(Fault::close_instead_of_reply("GET"));
+    let redis = redis(&backend);
+    let asked = tokio::spawn(async move { redis.call(get("n"), LONG).await });
+    proxy.wait_for(|stats| stats.dropped_replies >= 1).await;
+    proxy.set(Fault::Pass);
+    assert_eq!(text(asked.await.unwrap().unwrap()), "1");
+}
+
+#[tokio::test]
+async fn three_timeouts_without_a_reply_between_replace_the_connection() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(server.addr()).await;
+    let backend = connected(&proxy.url()).await;
+    let redis = redis(&backend);
+
+    proxy.set(Fault::Blackhole);
+    for _ in 0..2 {
+        assert!(
+            redis
+                .call(incr("n"), SHORT)
+                .await
+                .unwrap_err()
+                .is_ambiguous()
+        );
+    }
+    assert_eq!(backend.state(), State::Connected, "two are not enough");
+    assert!(
+        redis
+            .call(incr("n"), SHORT)
+            .await
+            .unwrap_err()
+            .is_ambiguous()
+    );
+    let mut states = backend.watch_state();
+    assert!(states.wait_for(State::Reconnecting).await);
+
+    proxy.set(Fault::Pass);
+    backend.ready(LONG).await.unwrap();
+    redis.call(incr("n"), LONG).await.unwrap();
+    assert_eq!(
+        stored(&server, "n").await,
+        Some(1),
+        "what was swallowed stays unexecuted"
+    );
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_used_again_after_it_thaws() {
+    let server = RedisServer::start().await;
+    let backend = connected(&server.url()).await;
+    let redis = redis(&backend);
+
+    server.freeze();
+    for _ in 0..3 {
+        assert_eq!(
+            *redis.call(get("n"), SHORT).await.unwrap_err().kind(),
+            ErrorKind::Timeout
+        );
+    }
+    assert!(backend.watch_state().wait_for(State::Reconnecting).await);
+    server.thaw();
+    backend.ready(LONG).await.unwrap();
+    redis.call(get("n"), LONG).await.unwrap();
+}
+
+static ADD: Script = Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1]) + ARGV[2]");
+
+#[tokio::test]
+async fn a_script_is_sent_by_its_text_only_where_the_server_does_not_know_it() {
+    let server = RedisServer::start().await;
+    let backend = connected(&server.url()).await;
+    let redis = redis(&backend);
+    let add = || {
+        redis
+            .script(&ADD, Class::AtMostOnce, &["{s}:sum"])
+            .int(2)
+            .arg("40")
+            .run(LONG)
+    };
+
+    for expected in [42, 44, 46] {
+        assert_eq!(add().await.unwrap().int().unwrap(), expected);
+    }
+    let _: () = redis::cmd("SCRIPT")
+        .arg("FLUSH")
+        .query_async(&mut server.connection().await)
+        .await
+        .unwrap();
+    assert_eq!(
+        add().await.unwrap().int().unwrap(),
+        48,
+        "a flushed script runs, once"
+    );
+
+    let calls = server.command_calls().await;
+    assert_eq!(
+        calls["eval"].calls, 2,
+        "once at first, once after the flush"
+    );
+    assert_eq!(calls["evalsha"].calls, 4);
+}
+
+#[tokio::test]
+async fn more_commands_than_a_lane_takes_are_refused_at_once() {
+    let server = RedisServer::start().await;
+    let backend = Backend::redis(
+        config(&server.url())
+            .into_builder()
+            .max_in_flight(4)
+            .build()
+            .unwrap(),
+    )
+    .unwrap();
+    backend.ready(LONG).await.unwrap();
+    let redis = redis(&backend);
+
+    server.freeze();
+    let waiting: Vec<_> = (0..4)
+        .map(|_| {
+            let redis = redis.clone();
+            let mut call = Box::pin(async move { redis.call(incr("n"), LONG).await });
+            assert!(futures_poll(&mut call).is_pending());
+            call
+        })
+        .collect();
+    let refused = redis.call(incr("n"), LONG).await.unwrap_err();
+    assert_eq!(*refused.kind(), ErrorKind::Saturated);
+
+    server.thaw();
+    for call in waiting {
+        call.await.unwrap();
+    }
+    redis.call(incr("n"), LONG).await.unwrap();
+    assert_eq!(stored(&server, "n").await, Some(5));
+}
+
+fn futures_poll<F: Future + Unpin>(future: &mut F) -> std::task::Poll<F::Output> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    std::pin::Pin::new(future).poll(&mut context)
+}
+
+#[tokio::test]
+async fn a_refused_password_is_an_error_state_and_is_tried_until_it_is_right() {
+    let server = RedisServer::builder().password("old").start().await;
+    let url = server.url().replace("old", "new");
+    let backend = Backend::redis(config(&url)).unwrap();
+    assert!(backend.watch_state().wait_for(State::Error).await);
+
+    let refused = backend.ready(SHORT).await.unwrap_err();
+    let cause = std::error::Error::source(&refused)
+        .expect("a cause")
+        .downcast_ref::<Error>()
+        .expect("our error");
+    assert_eq!(*cause.kind(), ErrorKind::Server("WRONGPASS".into()));
+    assert!(!format!("{refused:?}").contains("new@"));
+
+    server.set_password("new").await;
+    backend.ready(LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn close_finishes_what_is_in_flight_and_refuses_what_comes_later() {
+    let server = RedisServer::start().await;
+    let backend = connected(&server.url()).await;
+    let handle = redis(&backend);
+
+    server.freeze();
+    let mut call = Box::pin(async move { handle.call(incr("n"), LONG).await });
+    assert!(futures_poll(&mut call).is_pending());
+    let mut close = Box::pin(backend.close(LONG));
+    assert!(
+        futures_poll(&mut close).is_pending(),
+        "a command is in flight"
+    );
+    let refused = redis(&backend).call(incr("n"), LONG).await.unwrap_err();
+    assert_eq!(*refused.kind(), ErrorKind::Closed);
+
+    server.thaw();
+    let (answered, closed) = tokio::join!(call, close);
+    assert_eq!(answered.unwrap().int().unwrap(), 1);
+    closed.unwrap();
+    assert_eq!(backend.state(), State::Disconnected);
+}
+
+#[tokio::test]
+async fn close_does_not_wait_beyond_its_deadline() {
+    let server = RedisServer::start().await;
+    let backend = connected(&server.url()).await;
+    let handle = redis(&backend);
+    server.freeze();
+    let mut call = Box::pin(async move { handle.call(incr("n"), LONG * 10).await });
+    assert!(futures_poll(&mut call).is_pending());
+    tokio::time::timeout(LONG, backend.close(SHORT))
+        .await
+        .expect("close hangs")
+        .unwrap();
+    assert!(call.await.unwrap_err().is_ambiguous());
+}
+
+#[test]
+fn calls_after_the_runtime_has_ended_are_closed() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let first = runtime();
+    let (_server, backend) = first.block_on(async {
+        let server = RedisServer::start().await;
+        let backend = connected(&server.url()).await;
+        (server, backend)
+    });
+    drop(first);
+    let refused =
+        runtime().block_on(async { redis(&backend).call(get("n"), LONG).await.unwrap_err() });
+    assert_eq!(*refused.kind(), ErrorKind::Closed);
+}
+
+#[tokio::test]
+async fn a_server_that_became_a_replica_is_left() {
+    let server = RedisServer::start().await;
+    let backend = connected(&server.url()).await;
+    let mut states = backend.watch_state();
+    states.get();
+    let _: () = redis::cmd("REPLICAOF")
+        .arg("127.0.0.1")
+        .arg(1)
+        .query_async(&mut server.connection().await)
+        .await
+        .unwrap();
+
+    let refused = redis(&backend).call(incr("n"), LONG).await.unwrap_err();
+    assert_eq!(
+        *refused.kind(),
+        ErrorKind::Unavailable,
+        "it was not executed: {refused}"
+    );
+    assert!(states.wait_for(State::Reconnecting).await);
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_as_well() {
+    let server = RedisServer::builder().unix_socket(true).start().await;
+    let path = server
+        .unix_socket()
+        .expect("a socket")
+        .display()
+        .to_string();
+    let backend = connected(&format!("unix://{path}")).await;
+    assert_eq!(
+        redis(&backend)
+            .call(incr("n"), LONG)
+            .await
+            .unwrap()
+            .int()
+            .unwrap(),
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_reply_reaches_another_caller_when_calls_are_dropped() {
+    let server = RedisServer::start().await;
+    let backend = connected(&server.url()).await;
+    let redis = redis(&backend);
+    let echo = move |word: String| {
+        let redis = redis.clone();
+        async move {
+            text(
+                redis
+                    .call(Call::new("ECHO", Class::Idempotent).arg(&word), LONG)
+                    .await
+                    .unwrap(),
+            ) == word
+        }
+    };
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..8 {
+        let echo = echo.clone();
+        tasks.spawn(async move {
+            for round in 0..2_000 {
+                let word = format!("{task}-{round}");
+                let mut dropped = Box::pin(echo(format!("dropped-{word}")));
+                // Polled a different number of times before it is dropped: before sending, in the queue, in flight.
+                for _ in 0..round % 4 {
+                    if futures_poll(&mut dropped).is_ready() {
+                        break;
+                    }
+                    tokio::task::yield_now().await;
+                }
+                drop(dropped);
+                assert!(echo(word).await);
+            }
+        });
+    }
+    tasks.join_all().await;
+}
+
+async fn connection_id(dedicated: &mut Dedicated) -> i64 {
+    dedicated
+        .call(Call::new("CLIENT", Class::Idempotent).arg("ID"), LONG)
+        .await
+        .unwrap()
+        .int()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn an_exclusive_connection_keeps_its_transaction_to_itself() {
+    let server = RedisServer::start().await;
+    let backend = connected(&server.url()).await;
+    let redis = redis(&backend);
+    let mut exclusive = redis.dedicated(LONG).await.unwrap();
+
+    exclusive
+        .call(Call::new("WATCH", Class::Idempotent).arg("n"), LONG)
+        .await
+        .unwrap();
+    redis.call(incr("n"), LONG).await.unwrap();
+    exclusive
+        .call(Call::new("MULTI", Class::Idempotent), LONG)
+        .await
+        .unwrap();
+    exclusive.call(incr("n"), LONG).await.unwrap();
+    assert!(
+        exclusive
+            .call(Call::new("EXEC", Class::AtMostOnce), LONG)
+            .await
+            .unwrap()
+            .is_nil(),
+        "the watched key changed"
+    );
+    exclusive.release();
+    assert_eq!(stored(&server, "n").await, Some(1));
+}
+
+#[tokio::test]
+async fn a_released_connection_is_used_again_and_a_dropped_one_is_closed() {
+    let server = RedisServer::start().await;
+    let backend = connected(&server.url()).await;
+    let redis = redis(&backend);
+
+    let mut exclusive = redis.dedicated(LONG).await.unwrap();
+    let first = connection_id(&mut exclusive).await;
+    exclusive.release();
+    server.reset_stats().await;
+    let mut exclusive = redis.dedicated(LONG).await.unwrap();
+    assert_eq!(connection_id(&mut exclusive).await, first);
+    assert!(
+        !server.command_calls().await.contains_key("ping"),
+        "a check-out costs no command"
+    );
+
+    drop(exclusive);
+    let mut exclusive = redis.dedicated(LONG).await.unwrap();
+    let second = connection_id(&mut exclusive).await;
+    assert_ne!(second, first, "nobody knows what a dropped one was doing");
+
+    // A reply that nobody took makes it unusable too, also when it is released.
+    let blocked = Call::new("BLPOP", Class::AtMostOnce).arg("queue").int(0);
+    assert!(
+        exclusive
+            .call(blocked, SHORT)
+            .await
+            .unwrap_err()
+            .is_ambiguous()
+    );
+    exclusive.release();
+    let mut exclusive = redis.dedicated(LONG).await.unwrap();
+    assert_ne!(connection_id(&mut exclusive).await, second);
+}
+
+#[tokio::test]
+async fn an_exhausted_pool_is_saturation_and_not_an_outage() {
+    let server = RedisServer::start().await;
+    let backend = Backend::redis(
+        config(&server.url())
+            .into_builder()
+            .pool_size(1)
+            .build()
+            .unwrap(),
+    )
+    .unwrap();
+    let redis = redis(&backend);
+    let held = redis.dedicated(LONG).await.unwrap();
+    assert_eq!(
+        *redis.dedicated(SHORT).await.unwrap_err().kind(),
+        ErrorKind::Saturated
+    );
+    held.release();
+    redis.dedicated(LONG).await.unwrap();
+
+    server.kill();
+    drop(redis.dedicated(LONG).await);
+    let away = redis.dedicated(LONG).await.unwrap_err();
+    assert_eq!(*away.kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn building_outside_of_a_runtime_is_a_named_error() {
+    let refused = std::thread::spawn(|| Backend::redis(config("redis://127.0.0.1:1")).unwrap_err())
+        .join()
+        .unwrap();
+    assert_eq!(*refused.kind(), ErrorKind::Config);
+    assert!(refused.to_string().contains("runtime"));
+}
+
+#[tokio::test]
+async fn dropping_the_last_handle_ends_every_task_and_connection() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(server.addr()).await;
+    let tasks = tokio::runtime::Handle::current().metrics();
+    let before = tasks.num_alive_tasks();
+    let backend = connected(&proxy.url()).await;
+    let subscription = backend.bus().subscribe("news").await.unwrap();
+    redis(&backend).dedicated(LONG).await.unwrap().release();
+    assert_eq!(
+        proxy.connections(),
+        3,
+        "one lane, one for subscriptions, one in the pool"
+    );
+
+    drop(subscription);
+    drop(backend);
+    proxy.wait_for(|stats| stats.live == 0).await;
+    let ended = async {
+        while tasks.num_alive_tasks() > before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, ended)
+        .await
+        .expect("a task is left");
+}
+
+#[tokio::test]
+async fn clones_share_state_and_another_type_in_the_same_place_is_refused() {
+    let backend = Backend::memory();
+    let first: Arc<u64> = backend.shared('r', "limits", || 7).unwrap();
+    let second: Arc<u64> = backend.clone().shared('r', "limits", || 8).unwrap();
+    assert!(Arc::ptr_eq(&first, &second));
+    let elsewhere: Arc<u64> = backend
+        .namespace("other")
+        .unwrap()
+        .shared('r', "limits", || 9)
+        .unwrap();
+    assert_eq!(*elsewhere, 9);
+    let refused = backend.shared('r', "limits", String::new).unwrap_err();
+    assert_eq!(*refused.kind(), ErrorKind::Config);
+}

@@ -1,0 +1,65 @@
+//! Servers, faults, probes and clocks for the tests of the workspace.
+//!
+//! | module | what it is for | entry point |
+//! |---|---|---|
+//! | [`server`] | a real Redis of one's own, stopped whatever happens to the test | [`RedisServer::start`] |
+//! | [`clock`] | freezing and stepping the time that scripts read in Redis | [`RedisClock`], [`frozen_time_script`] |
+//! | [`proxy`] | a TCP proxy that loses, delays and tears what passes through | [`FaultProxy::start`] |
+//! | [`probe`] | the Tower contract, seen from the inner service | [`Probe`], [`drop_at_every_await`] |
+//! | [`stacks`] | one layer value mounted on axum, hyper and tonic | [`stacks::run`] |
+//! | [`process`] | the current test binary again, several times, as child processes | [`Fleet`] |
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use testkit::{Fault, FaultProxy, RedisClock, RedisServer};
+//!
+//! # async fn demo() {
+//! let server = RedisServer::start().await;
+//! let proxy = FaultProxy::start(server.addr()).await;
+//! // ... connect the code under test to `proxy.url()` ...
+//!
+//! proxy.set(Fault::drop_reply("EVALSHA"));
+//! // ... the server executes the script, the client never hears of it ...
+//! proxy.wait_for(|stats| stats.dropped_replies == 1).await;
+//! assert_eq!(server.command_calls().await["evalsha"].calls, 1);
+//!
+//! server.freeze();
+//! // ... decisions must come without Redis ...
+//! server.thaw();
+//!
+//! let clock = RedisClock::new(&server).await;
+//! clock.advance(Duration::from_secs(60)).await;
+//! # }
+//! ```
+//!
+//! # Failing
+//!
+//! These are fixtures: one that cannot do its job panics and says why. Nothing is skipped silently:
+//! without a `redis-server` the panic names `cargo xtask setup`. Every wait inside has a bound of
+//! ten seconds of real time, so do not use the fixtures on a runtime whose clock is paused.
+//!
+//! # Ending
+//!
+//! A server and a child process are children of a small guard process that reads a pipe held by the
+//! test process. The pipe closes when the fixture is dropped, when the test panics and when the test
+//! process is killed: in each case the guard kills its child and reaps it.
+
+#![allow(
+    clippy::missing_panics_doc,
+    reason = "every fixture panics when it cannot do its job, see the crate docs"
+)]
+
+mod bound;
+pub mod clock;
+mod guard;
+pub mod probe;
+pub mod process;
+pub mod proxy;
+pub mod server;
+pub mod stacks;
+
+pub use clock::{RedisClock, frozen_time_script};
+pub use probe::{Probe, ProbeHandle, assert_auto_traits, drop_at_every_await};
+pub use process::Fleet;
+pub use proxy::{AfterDrop, Fault, FaultProxy, Matching, ProxyStats};
+pub use server::{CommandStat, RedisServer};

@@ -1,0 +1,235 @@
+//! A Redis server of one's own.
+
+mod admin;
+mod binary;
+mod builder;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+pub use self::{admin::CommandStat, builder::RedisServerBuilder};
+use crate::{
+    bound::within,
+    guard::{Guard, Output},
+};
+
+/// How long to wait before asking a starting server again.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
+
+/// A `redis-server` (or `valkey-server`) on a free port of 127.0.0.1, in a directory of its own.
+///
+/// It persists nothing unless asked to. Dropping this kills it; so does the end of the test process,
+/// however it ends.
+///
+/// All methods take `&self`, so that a test can share one server between its tasks.
+#[derive(Debug)]
+pub struct RedisServer {
+    port: u16,
+    dir: PathBuf,
+    lines: Vec<String>,
+    unix_socket: Option<PathBuf>,
+    password: Mutex<Option<String>>,
+    guard: Mutex<Option<Guard>>,
+    // Last: removed once the server that writes into it is gone.
+    scratch: Option<TempDir>,
+}
+
+/// Why a server did not come up.
+#[derive(Debug)]
+enum Launch {
+    PortTaken,
+    Failed(String),
+}
+
+impl RedisServer {
+    /// Starts a server with the defaults and waits until it answers.
+    pub async fn start() -> Self {
+        Self::builder().start().await
+    }
+
+    /// Starts describing a server that differs from the defaults.
+    pub fn builder() -> RedisServerBuilder {
+        RedisServerBuilder::default()
+    }
+
+    /// The TCP port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The TCP address.
+    pub fn addr(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// The URL to connect to, with the present password in it.
+    pub fn url(&self) -> String {
+        let auth = self
+            .password()
+            .map(|password| format!(":{}@", percent_encode(&password)));
+        format!("redis://{}{}", auth.unwrap_or_default(), self.addr())
+    }
+
+    /// The path of the unix socket, if [`RedisServerBuilder::unix_socket`] asked for one.
+    pub fn unix_socket(&self) -> Option<&Path> {
+        self.unix_socket.as_deref()
+    }
+
+    /// The working directory, with `redis.conf`, `redis.log` and what the server persists.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The process id.
+    ///
+    /// # Panics
+    ///
+    /// If the server has been killed.
+    pub fn pid(&self) -> i32 {
+        self.with_guard(|guard| guard.pid().as_raw_pid())
+    }
+
+    /// The present password.
+    pub fn password(&self) -> Option<String> {
+        lock(&self.password).clone()
+    }
+
+    /// Stops the process as SIGSTOP does: sockets stay open, the kernel still accepts connections,
+    /// nothing answers.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets a frozen server go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Kills the process; its port refuses connections once this returns.
+    ///
+    /// A frozen server dies as well. One that is already dead stays so.
+    pub fn kill(&self) {
+        drop(lock(&self.guard).take());
+    }
+
+    /// Kills the server if it still runs, starts it on the same port and directory, and waits until
+    /// it answers. What it had not persisted is lost.
+    pub async fn restart(&self) {
+        self.kill();
+        match self.launch().await {
+            Ok(()) => {}
+            Err(why) => panic!("the server did not come back: {why:?}"),
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        self.with_guard(|guard| {
+            guard
+                .signal(signal)
+                .expect("an unreaped process takes signals")
+        });
+    }
+
+    fn with_guard<T>(&self, act: impl FnOnce(&Guard) -> T) -> T {
+        act(lock(&self.guard)
+            .as_ref()
+            .expect("the server has been killed"))
+    }
+
+    async fn launch(&self) -> Result<(), Launch> {
+        let conf = self.dir.join("redis.conf");
+        let log = self.dir.join("redis.log");
+        std::fs::write(&conf, self.redis_conf(&log)).expect("the server's directory is writable");
+        // A server that does not understand its configuration says so on standard error.
+        let stderr = std::fs::File::create(&log).expect("the server's directory is writable");
+
+        let mut command = Command::new(binary::find());
+        // The log is searched for the system's messages.
+        command.arg(&conf).env("LC_ALL", "C");
+        let scratch = self.scratch.as_ref().map(TempDir::path);
+        let (guard, mut output) = Guard::spawn(&command, scratch, stderr)
+            .await
+            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        let pid = guard.pid().as_raw_pid();
+        let up = within("the server's first answer", async {
+            tokio::select! {
+                () = ended(&mut output) => false,
+                () = self.answers_as(pid) => true,
+            }
+        })
+        .await;
+        if !up {
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            return Err(if log.contains("ddress already in use") {
+                Launch::PortTaken
+            } else {
+                Launch::Failed(log)
+            });
+        }
+        *lock(&self.guard) = Some(guard);
+        Ok(())
+    }
+
+    /// Waits until the process `pid`, and not a stranger on the same port, answers.
+    async fn answers_as(&self, pid: i32) {
+        loop {
+            if let Ok(info) = self.try_info("server").await
+                && info
+                    .get("process_id")
+                    .is_some_and(|found| *found == pid.to_string())
+            {
+                return;
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    fn redis_conf(&self, log: &Path) -> String {
+        let mut text = format!(
+            "port {}\nbind 127.0.0.1\ndir \"{}\"\nlogfile \"{}\"\n",
+            self.port,
+            self.dir.display(),
+            log.display()
+        );
+        if let Some(path) = &self.unix_socket {
+            text += &format!("unixsocket \"{}\"\n", path.display());
+        }
+        if let Some(password) = self.password() {
+            text += &format!("requirepass {}\n", quote(&password));
+        }
+        for line in &self.lines {
+            text += line;
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Waits until nobody holds the other end of `output`.
+async fn ended(output: &mut Output) {
+    while let Ok(Some(_)) = output.next_line().await {}
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn quote(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn percent_encode(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}
