@@ -1,7 +1,5 @@
 //! Random identities and jitter, from the operating system.
 
-use std::time::Duration;
-
 /// A random number; unique for all practical purposes.
 pub(crate) fn id() -> u64 {
     // Without a random source (which no supported system lacks) the address of a fresh allocation and the time still differ between callers.
@@ -13,7 +11,8 @@ pub(crate) fn id() -> u64 {
 }
 
 /// Full jitter: a random part of `ceiling`.
-pub(crate) fn jitter(ceiling: Duration) -> Duration {
+#[cfg(any(feature = "redis", feature = "sqlite"))]
+pub(crate) fn jitter(ceiling: std::time::Duration) -> std::time::Duration {
     let fraction = (id() >> 11) as f64 / (1_u64 << 53) as f64;
     ceiling.mul_f64(fraction)
 }

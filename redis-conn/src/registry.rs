@@ -10,11 +10,13 @@ use std::{
 use crate::{Error, ErrorKind};
 
 type Shared = Arc<dyn Any + Send + Sync>;
+/// Namespace, crate letter, name.
+type Place = (Box<str>, char, Box<str>);
 
 /// Values by namespace, crate letter and name. Two handles that ask for the same place get the same value.
 #[derive(Default)]
 pub(crate) struct Registry {
-    places: Mutex<HashMap<(Box<str>, char, Box<str>), Shared>>,
+    places: Mutex<HashMap<Place, Shared>>,
 }
 
 impl Registry {

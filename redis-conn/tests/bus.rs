@@ -1,5 +1,7 @@
 //! Publish and subscribe: the same promises on every backend, and what the network does to them.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 use std::time::Duration;
 
 use redis_conn::{Backend, Bus, Config, ErrorKind, Event, Subscription};

@@ -1,5 +1,7 @@
 //! Health and the orderly end, with parts that behave and parts that do not.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 use std::{
     sync::{Arc, Mutex},
     time::Duration,

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use http::{Request, Response};
@@ -14,7 +15,10 @@ use testkit::{
     Probe, assert_auto_traits, drop_at_every_await,
     probe::{OkHandler, Readiness},
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::timeout,
+};
 use tower::{Service, ServiceExt as _, buffer::Buffer};
 
 fn request() -> Request<()> {
@@ -94,7 +98,10 @@ async fn pending_readiness_holds_and_wakes() {
     handle.wait_for(|stats| stats.ready_polls == 1).await;
     assert!(waiting.try_recv().is_err());
     handle.set_readiness(Readiness::Ready);
-    waiting.await.unwrap();
+    timeout(Duration::from_secs(10), waiting)
+        .await
+        .expect("a wake")
+        .unwrap();
 
     let (mut probe, handle) = Probe::<OkHandler<()>>::ok();
     handle.set_readiness(Readiness::PendingTimes(3));

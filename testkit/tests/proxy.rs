@@ -206,22 +206,34 @@ async fn a_frozen_connection_ends_when_its_client_does() {
 }
 
 #[tokio::test]
-async fn delays_at_least_the_base_and_keeps_the_order() {
+async fn delays_by_the_base_and_jitters_in_order() {
     let (proxy, mut stream) = echo_through_proxy().await;
     let base = Duration::from_millis(50);
     proxy.set(Fault::Delay {
         base,
-        jitter: Duration::from_millis(20),
+        jitter: Duration::ZERO,
     });
     let start = Instant::now();
-    for byte in 0..50_u8 {
-        stream.write_all(&[byte]).await.unwrap();
-        tokio::task::yield_now().await;
-    }
-    let echoed = read(&mut stream, 50).await;
+    assert_eq!(echo(&mut stream, b"x").await, b"x");
     assert!(start.elapsed() >= base, "{:?}", start.elapsed());
-    assert_eq!(echoed, (0..50).collect::<Vec<u8>>());
-    assert!(proxy.stats().delayed >= 1);
+    assert_eq!(proxy.stats().delayed, 1);
+
+    proxy.set(Fault::Delay {
+        base: Duration::ZERO,
+        jitter: base,
+    });
+    for delayed in 2..50_u8 {
+        stream.write_all(&[delayed]).await.unwrap();
+        proxy
+            .wait_for(|stats| stats.delayed == usize::from(delayed))
+            .await;
+    }
+    assert_eq!(read(&mut stream, 48).await, (2..50).collect::<Vec<u8>>());
+    assert!(
+        start.elapsed() > base * 3 / 2,
+        "no jitter: {:?}",
+        start.elapsed()
+    );
 }
 
 #[tokio::test]

@@ -49,14 +49,17 @@ impl Hub {
         }
     }
 
+    #[cfg(feature = "redis")]
     pub(crate) fn has(&self, channel: &str) -> bool {
         self.channels().contains_key(channel)
     }
 
+    #[cfg(any(feature = "redis", feature = "sqlite"))]
     pub(crate) fn is_empty(&self) -> bool {
         self.channels().is_empty()
     }
 
+    #[cfg(feature = "redis")]
     /// The channels that somebody listens to.
     pub(crate) fn names(&self) -> Vec<Arc<str>> {
         self.channels().keys().cloned().collect()
@@ -76,6 +79,7 @@ impl Hub {
         }
     }
 
+    #[cfg(any(feature = "redis", feature = "sqlite"))]
     /// Tells every subscriber that messages may have been lost.
     pub(crate) fn gap(&self) {
         self.channels()
@@ -135,6 +139,7 @@ impl Mailbox {
         self.changed.notify_one();
     }
 
+    #[cfg(any(feature = "redis", feature = "sqlite"))]
     fn gap(&self) {
         self.content().gap = true;
         self.changed.notify_one();

@@ -90,75 +90,74 @@ impl ConfigBuilder {
     /// Every value that is out of its range.
     pub fn build(self) -> Result<Config, ConfigErrors> {
         let config = self.config;
-        let errors = faults(&config);
-        ConfigErrors::unless_empty(errors, config)
+        let mut faults = Faults::default();
+        faults.of_server(&config);
+        faults.of_credentials(&config);
+        faults.of_times(&config);
+        faults.of_sizes(&config);
+        ConfigErrors::unless_empty(faults.0, config)
     }
 }
 
-fn faults(config: &Config) -> Vec<ConfigError> {
-    let mut errors = Vec::new();
-    let mut require = |valid: bool, field: &'static str, value: &dyn ToString, expected| {
+#[derive(Default)]
+struct Faults(Vec<ConfigError>);
+
+impl Faults {
+    fn require(&mut self, valid: bool, field: &'static str, value: impl ToString, expected: &str) {
         if !valid {
-            errors.push(ConfigError::new(
-                field,
-                &shown(&value.to_string()),
-                expected,
-            ));
-        }
-    };
-    match &config.endpoint {
-        Endpoint::Tcp { host, port } => {
-            require(check::is_host(host), "host", host, check::HOST);
-            require(*port != 0, "port", port, check::PORT);
-        }
-        Endpoint::Unix(path) => {
-            let shown = path.display();
-            require(check::is_socket(path), "socket", &shown, check::SOCKET);
+            let value = value.to_string();
+            let error = ConfigError::new(field, &shown(&value), expected);
+            self.0.push(error);
         }
     }
-    let (username, password) = (config.username(), config.password.as_ref());
-    let usable = username.is_none_or(|name| !name.is_empty() && password.is_some());
-    require(
-        usable,
-        "username",
-        &username.unwrap_or_default(),
-        check::USERNAME,
-    );
-    let usable = password.is_none_or(|password| !password.reveal().is_empty());
-    require(usable, "password", &"", check::PASSWORD);
-    for (field, timeout) in [
-        ("connect_timeout", config.connect_timeout),
-        ("dial_timeout", config.dial_timeout),
-        ("command_timeout", config.command_timeout),
-    ] {
-        let shown = format!("{timeout:?}");
-        require(check::is_timeout(timeout), field, &shown, check::TIMEOUT);
+
+    fn of_server(&mut self, config: &Config) {
+        match &config.endpoint {
+            Endpoint::Tcp { host, port } => {
+                self.require(check::is_host(host), "host", host, check::HOST);
+                self.require(*port != 0, "port", port, check::PORT);
+            }
+            Endpoint::Unix(path) => {
+                let valid = check::is_socket(path);
+                self.require(valid, "socket", path.display(), check::SOCKET);
+            }
+        }
     }
-    if let Some(idle) = config.keep_alive {
-        let shown = format!("{idle:?}");
-        require(
-            check::is_keep_alive(idle),
-            "keep_alive",
-            &shown,
-            check::KEEP_ALIVE,
-        );
+
+    fn of_credentials(&mut self, config: &Config) {
+        let password = config.password.as_ref();
+        if let Some(name) = config.username() {
+            let valid = !name.is_empty() && password.is_some();
+            self.require(valid, "username", name, check::USERNAME);
+        }
+        let valid = password.is_none_or(|password| !password.reveal().is_empty());
+        self.require(valid, "password", Secret::MASK, check::PASSWORD);
     }
-    let in_flight = config.max_in_flight;
-    require(
-        check::is_max_in_flight(in_flight),
-        "max_in_flight",
-        &in_flight,
-        check::MAX_IN_FLIGHT,
-    );
-    let pool = config.pool_size;
-    require(
-        check::is_pool_size(pool),
-        "pool_size",
-        &pool,
-        check::POOL_SIZE,
-    );
-    if let Some(lanes) = config.lanes {
-        require(check::is_lanes(lanes), "lanes", &lanes, check::LANES);
+
+    fn of_times(&mut self, config: &Config) {
+        for (field, timeout) in [
+            ("connect_timeout", config.connect_timeout),
+            ("dial_timeout", config.dial_timeout),
+            ("command_timeout", config.command_timeout),
+        ] {
+            let valid = check::is_timeout(timeout);
+            self.require(valid, field, format!("{timeout:?}"), check::TIMEOUT);
+        }
+        if let Some(idle) = config.keep_alive {
+            let valid = check::is_keep_alive(idle);
+            self.require(valid, "keep_alive", format!("{idle:?}"), check::KEEP_ALIVE);
+        }
     }
-    errors
+
+    fn of_sizes(&mut self, config: &Config) {
+        let commands = config.max_in_flight;
+        let valid = check::is_max_in_flight(commands);
+        self.require(valid, "max_in_flight", commands, check::MAX_IN_FLIGHT);
+        let connections = config.pool_size;
+        let valid = check::is_pool_size(connections);
+        self.require(valid, "pool_size", connections, check::POOL_SIZE);
+        if let Some(lanes) = config.lanes {
+            self.require(check::is_lanes(lanes), "lanes", lanes, check::LANES);
+        }
+    }
 }

@@ -99,13 +99,17 @@ impl Environment {
     }
 
     fn read<T>(&mut self, variable: Variable, parse: fn(&str) -> Option<T>) -> Option<T> {
-        let text = self.texts.get(variable.name)?;
-        let value = parse(text);
+        let value = parse(self.texts.get(variable.name)?);
         if value.is_none() {
-            let error = ConfigError::new(variable.name, &display(variable, text), reason(variable));
-            self.errors.push(error);
+            self.wrong(variable, &reason(variable));
         }
         value
+    }
+
+    fn wrong(&mut self, variable: Variable, expected: &str) {
+        let text = self.texts.get(variable.name).map_or("", String::as_str);
+        let error = ConfigError::new(variable.name, &display(variable, text), expected);
+        self.errors.push(error);
     }
 
     /// The variables that name a Redis server.
@@ -166,48 +170,24 @@ impl Environment {
             db: self.read(REDIS_DB, check::db).unwrap_or_default(),
             ..Config::unchecked(endpoint)
         };
-        let Some(url) = self.texts.get(REDIS_URL.name) else {
-            return in_parts;
-        };
-        match url::parse(url) {
-            Ok(target) => Config::at(target),
-            Err(expected) => {
-                let error = ConfigError::new(REDIS_URL.name, &url::masked(url), expected);
-                self.errors.push(error);
+        match self.texts.get(REDIS_URL.name).map(|url| url::parse(url)) {
+            Some(Ok(target)) => Config::at(target),
+            Some(Err(expected)) => {
+                self.wrong(REDIS_URL, expected);
                 in_parts
             }
+            None => in_parts,
         }
     }
 
     fn check_together(&mut self, servers: &[&'static str], config: &Config) {
-        if self.is_set(REDIS_URL) {
-            for part in [
-                REDIS_HOST,
-                REDIS_PORT,
-                REDIS_USERNAME,
-                REDIS_PASSWORD,
-                REDIS_DB,
-            ] {
-                if self.is_set(part) {
-                    self.errors
-                        .push(ConfigError::conflict(REDIS_URL.name, part.name));
-                }
-            }
-        }
-        if self.is_set(REDIS_USERNAME) && !self.is_set(REDIS_PASSWORD) {
-            let expected = "both or none of them: a user needs a password";
-            self.fault([REDIS_USERNAME.name, REDIS_PASSWORD.name], expected);
-        }
+        self.check_parts();
         if self.is_set(SQLITE_PATH) {
-            for server in servers {
-                self.errors
-                    .push(ConfigError::conflict(server, SQLITE_PATH.name));
-            }
+            let conflict = |server: &&'static str| ConfigError::conflict(server, SQLITE_PATH.name);
+            self.errors.extend(servers.iter().map(conflict));
             if !cfg!(feature = "sqlite") {
-                self.fault(
-                    [SQLITE_PATH.name],
-                    "a build with the feature `sqlite` of redis-conn",
-                );
+                let expected = "a build with the feature `sqlite` of redis-conn";
+                self.fault([SQLITE_PATH.name], expected);
             }
         }
         if !servers.is_empty() && !cfg!(feature = "redis") {
@@ -215,6 +195,28 @@ impl Environment {
         }
         if config.required && servers.is_empty() {
             self.missing_server();
+        }
+    }
+
+    fn check_parts(&mut self) {
+        if self.is_set(REDIS_URL) {
+            let parts = [
+                REDIS_HOST,
+                REDIS_PORT,
+                REDIS_USERNAME,
+                REDIS_PASSWORD,
+                REDIS_DB,
+            ];
+            for part in parts {
+                if self.is_set(part) {
+                    let conflict = ConfigError::conflict(REDIS_URL.name, part.name);
+                    self.errors.push(conflict);
+                }
+            }
+        }
+        if self.is_set(REDIS_USERNAME) && !self.is_set(REDIS_PASSWORD) {
+            let expected = "both or none of them: a user needs a password";
+            self.fault([REDIS_USERNAME.name, REDIS_PASSWORD.name], expected);
         }
     }
 

@@ -34,9 +34,12 @@ pub(super) struct PubSub {
     requests: mpsc::UnboundedSender<Request>,
 }
 
+/// Tells whether the server confirmed.
+type Answer = oneshot::Sender<Result<(), Error>>;
+
 #[derive(Debug)]
 enum Request {
-    Listen(Arc<str>, oneshot::Sender<Result<(), Error>>),
+    Listen(Arc<str>, Answer),
     Unlisten(Arc<str>),
 }
 
@@ -92,7 +95,7 @@ struct Task {
     heard: Arc<AtomicBool>,
     inbox: mpsc::UnboundedReceiver<Request>,
     /// Asked for, to be confirmed by the next connection.
-    waiting: Vec<(Arc<str>, oneshot::Sender<Result<(), Error>>)>,
+    waiting: Vec<(Arc<str>, Answer)>,
 }
 
 impl Task {

@@ -10,7 +10,7 @@ use super::{Tx, alarm::Alarm, errors::sql_error, time::Time, worker::snapshot};
 use crate::{Error, bus::Hub, trace::event};
 
 /// How far behind the messages of other processes are, at most. Those of this process ring the alarm.
-const POLL: Duration = Duration::from_millis(12);
+pub(super) const POLL: Duration = Duration::from_millis(16);
 /// How many messages are read in one go.
 const CHUNK: u32 = 1_024;
 
@@ -30,7 +30,7 @@ pub(super) struct Poller {
     pub(super) time: Arc<Time>,
     pub(super) alarm: Arc<Alarm>,
     pub(super) closed: CancellationToken,
-    /// The latest ring after which the log was read.
+    /// The latest ring after which the log was read, or nobody listened.
     pub(super) heard: watch::Sender<u64>,
 }
 
@@ -48,23 +48,23 @@ impl Poller {
         let (mut rings, mut position) = (0, None);
         loop {
             // Whoever adds a mailbox after this look rings the alarm.
-            let idle = self.hub.is_empty();
-            if idle {
-                position = None;
-            }
-            match self.alarm.wait(rings, (!idle).then_some(POLL)) {
+            let pause = (!self.hub.is_empty()).then_some(POLL);
+            match self.alarm.wait(rings, pause) {
                 Some(latest) if !self.closed.is_cancelled() => rings = latest,
                 _ => return,
             }
-            if let Err(error) = self.poll(&mut position) {
+            if self.hub.is_empty() {
+                position = None;
+            } else if let Err(error) = self.poll(&mut position) {
                 event!(warn, "the log of the bus cannot be read: {error}");
                 let _ = error;
+                // What is published from now on will be seen, unless it is not even known where to go on.
+                if position.is_none() {
+                    continue;
+                }
             }
-            // What is published from now on will be seen, even where this look failed.
-            if position.is_some() {
-                self.heard
-                    .send_if_modified(|heard| std::mem::replace(heard, rings) != rings);
-            }
+            self.heard
+                .send_if_modified(|heard| std::mem::replace(heard, rings) != rings);
         }
     }
 

@@ -195,7 +195,9 @@ impl Sqlite {
         let channel = channel.to_owned();
         self.write(PUBLISH, move |tx| bus::append(tx, &channel, &frame))
             .await?;
-        self.inner.poller.ring();
+        // Whoever subscribes in this process after this call must not get what was published before.
+        let heard = self.inner.heard(self.inner.poller.ring());
+        let _ = tokio::time::timeout(bus::POLL, heard).await;
         Ok(())
     }
 
@@ -203,11 +205,9 @@ impl Sqlite {
     pub(crate) async fn listen(&self) -> Result<(), Error> {
         self.inner.open()?;
         let ring = self.inner.poller.ring();
-        let mut heard = self.inner.heard.clone();
-        let heard = heard.wait_for(|heard| *heard >= ring);
-        match tokio::time::timeout(SETUP, heard).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(closed()),
+        match tokio::time::timeout(SETUP, self.inner.heard(ring)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(closed()),
             Err(_) => {
                 let text = format!("the log of the bus could not be read within {SETUP:?}");
                 Err(Error::new(ErrorKind::Timeout, text))
@@ -308,6 +308,12 @@ impl Inner {
             return Err(closed());
         }
         Ok(())
+    }
+
+    /// Waits until the poller has answered a ring; `false` if it has ended.
+    async fn heard(&self, ring: u64) -> bool {
+        let mut heard = self.heard.clone();
+        heard.wait_for(|heard| *heard >= ring).await.is_ok()
     }
 
     fn stop(&self) {

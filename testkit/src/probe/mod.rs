@@ -170,7 +170,7 @@ impl<T> Drop for ProbeFuture<T> {
     fn drop(&mut self) {
         let cancelled = usize::from(self.inner.is_some());
         self.ledger.count(|stats| {
-            
+            stats.live_futures -= 1;
             stats.cancelled_futures += cancelled;
         });
     }

@@ -111,7 +111,8 @@ impl<'a> Delivery<'a> {
         ended != Some(AfterDrop::Close)
     }
 
-    /// Waits until the first of the queue may be delivered.
+    /// Waits until the first of the queue may be delivered. Bytes never overtake each other: those
+    /// behind it wait for it even if they are due before.
     async fn due(&self) {
         match self.queue.front() {
             Some((due, _)) if !self.frozen() => sleep_until(*due).await,
@@ -153,8 +154,7 @@ impl<'a> Delivery<'a> {
             self.link.live.add(|stats| stats.delayed += 1);
             due += *base + jitter.mul_f64(self.next_random());
         }
-        // Bytes never overtake each other.
-        self.queue.back().map_or(due, |(last, _)| due.max(*last))
+        due
     }
 
     /// A number from 0 to 1 (xorshift).

@@ -1,3 +1,4 @@
+#[cfg(feature = "redis")]
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -261,6 +262,19 @@ fn a_long_value_is_cut_and_a_line_end_escaped() {
     let expected = format!(r#"INSTANCE_ID="\n{}…": "#, "é".repeat(63));
     let errors = errors(&[("INSTANCE_ID", &value)]);
     assert!(errors[0].starts_with(&expected), "{errors:?}");
+}
+
+#[test]
+fn the_table_says_what_is_shown() {
+    for (variable, shown) in [
+        (REDIS_PASSWORD, "***"),
+        (REDIS_URL, "redis://***@h"),
+        (REDIS_HOST, "redis://***@h"),
+    ] {
+        assert_eq!(display(variable, "redis://:s3cr3t@h"), shown);
+    }
+    assert_eq!(display(REDIS_URL, "s3cr3t"), "***");
+    assert_eq!(display(REDIS_HOST, "h"), "h");
 }
 
 #[cfg(unix)]
