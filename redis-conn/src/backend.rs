@@ -3,16 +3,14 @@
 use std::{any::Any, fmt, path::Path, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Bus, Check, Clock, Error, ErrorKind, FromEnvError, Health, Layout, Part, State, StateWatch,
-    Status, SystemClock,
-    bus::Hub,
+    BackendBuilder, Bus, Clock, Error, FromEnvError, Health, Layout, Part, State, StateWatch,
+    SystemClock,
+    builder::default_instance,
     config::{self, Selected},
-    lifecycle::Parts,
+    engine::{Core, Engine, closed},
     namespace::Namespace,
-    registry::Registry,
     trace::event,
 };
 
@@ -36,195 +34,16 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct Backend {
-    core: Arc<Core>,
-    namespace: Namespace,
-}
-
-/// What all clones of a [`Backend`] share.
-pub(crate) struct Core {
-    engine: Engine,
-    hub: Arc<Hub>,
-    registry: Registry,
-    parts: Parts,
-    instance: Arc<str>,
-    clock: Arc<dyn Clock>,
-    /// Cancelled by `close` and when the last handle goes; every background task ends with it.
-    closed: CancellationToken,
-}
-
-#[derive(Debug)]
-enum Engine {
-    Memory(watch::Sender<State>),
-    #[cfg(feature = "sqlite")]
-    Sqlite(crate::sqlite::Sqlite),
-    #[cfg(feature = "redis")]
-    Redis(crate::redis::Redis),
-}
-
-/// Options that do not depend on the kind of backend. Made by [`Backend::builder`].
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct BackendBuilder {
-    namespace: Result<Namespace, Error>,
-    instance: Option<String>,
-    clock: Arc<dyn Clock>,
-    #[cfg(feature = "redis")]
-    rewrite: Option<fn(&str) -> String>,
-}
-
-impl Default for BackendBuilder {
-    fn default() -> Self {
-        Self {
-            namespace: Ok(Namespace::default()),
-            instance: None,
-            clock: Arc::new(SystemClock),
-            #[cfg(feature = "redis")]
-            rewrite: None,
-        }
-    }
-}
-
-impl BackendBuilder {
-    /// The prefix of every key, channel and row: 1 to 32 characters of `[a-z0-9-]`; `tk` if not set.
-    pub fn namespace(mut self, name: &str) -> Self {
-        self.namespace = Namespace::new(name);
-        self
-    }
-
-    /// The name of this instance in connection names, lock owners and health answers; `host:pid` if not set. It need not be unique.
-    pub fn instance_id(mut self, id: impl Into<String>) -> Self {
-        self.instance = Some(id.into());
-        self
-    }
-
-    /// The clock of the embedded backends, for tests.
-    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.clock = clock;
-        self
-    }
-
-    /// Rewrites every script before it is sent, for tests that hold the server's time.
-    #[doc(hidden)]
-    #[cfg(feature = "redis")]
-    pub fn rewrite_scripts(mut self, rewrite: fn(&str) -> String) -> Self {
-        self.rewrite = Some(rewrite);
-        self
-    }
-
-    /// Everything in this process.
-    ///
-    /// # Errors
-    ///
-    /// [`Config`](ErrorKind::Config) if the namespace is not valid.
-    pub fn memory(self) -> Result<Backend, Error> {
-        let engine = Engine::Memory(watch::Sender::new(State::Connected));
-        self.finish(engine, Arc::default(), CancellationToken::new())
-    }
-
-    /// One SQLite file, shared by the processes of one host. It is created if absent.
-    ///
-    /// # Errors
-    ///
-    /// [`Config`](ErrorKind::Config) if the namespace is not valid, the path cannot be used or the feature `sqlite` is off;
-    /// [`Corrupt`](ErrorKind::Corrupt) if the file is no database of this crate; [`Timeout`](ErrorKind::Timeout) if other processes
-    /// kept it locked.
-    pub async fn sqlite(self, path: impl AsRef<Path>) -> Result<Backend, Error> {
-        #[cfg(feature = "sqlite")]
-        {
-            let (hub, closed) = (Arc::default(), CancellationToken::new());
-            let clock = Arc::clone(&self.clock);
-            let sqlite =
-                crate::sqlite::Sqlite::open(path.as_ref(), clock, Arc::clone(&hub), closed.clone())
-                    .await?;
-            self.finish(Engine::Sqlite(sqlite), hub, closed)
-        }
-        #[cfg(not(feature = "sqlite"))]
-        {
-            let _ = path;
-            Err(feature_off("sqlite"))
-        }
-    }
-
-    /// A Redis or Valkey server. This connects in the background and succeeds also while the server is away.
-    ///
-    /// # Errors
-    ///
-    /// [`Config`](ErrorKind::Config) if the namespace is not valid, if this is called outside of a Tokio runtime, or if the
-    /// feature `redis` is off.
-    pub fn redis(self, config: crate::Config) -> Result<Backend, Error> {
-        #[cfg(feature = "redis")]
-        {
-            let (hub, closed) = (Arc::default(), CancellationToken::new());
-            let instance = self.instance.clone().unwrap_or_else(default_instance);
-            let options = crate::redis::Options {
-                client_name: instance,
-                rewrite: self.rewrite,
-            };
-            let redis =
-                crate::redis::Redis::start(config, options, Arc::clone(&hub), closed.clone())?;
-            self.finish(Engine::Redis(redis), hub, closed)
-        }
-        #[cfg(not(feature = "redis"))]
-        {
-            let _ = config;
-            Err(feature_off("redis"))
-        }
-    }
-
-    fn finish(
-        self,
-        engine: Engine,
-        hub: Arc<Hub>,
-        closed: CancellationToken,
-    ) -> Result<Backend, Error> {
-        let namespace = self.namespace?;
-        let instance = self.instance.unwrap_or_else(default_instance).into();
-        let core = Core {
-            engine,
-            hub,
-            registry: Registry::default(),
-            parts: Parts::default(),
-            instance,
-            clock: self.clock,
-            closed,
-        };
-        Ok(Backend {
-            core: Arc::new(core),
-            namespace,
-        })
-    }
-}
-
-#[cfg(not(all(feature = "redis", feature = "sqlite")))]
-fn feature_off(name: &str) -> Error {
-    Error::new(
-        ErrorKind::Config,
-        format!("the {name} backend was asked for, but the feature `{name}` of redis-conn is off"),
-    )
-}
-
-fn default_instance() -> String {
-    let host = rustix::system::uname();
-    format!(
-        "{}:{}",
-        host.nodename().to_string_lossy(),
-        std::process::id()
-    )
+    pub(crate) core: Arc<Core>,
+    pub(crate) namespace: Namespace,
 }
 
 impl Backend {
     /// Everything in this process: for one process, development and tests.
     #[must_use]
     pub fn memory() -> Self {
-        let core = Core {
-            engine: Engine::Memory(watch::Sender::new(State::Connected)),
-            hub: Arc::default(),
-            registry: Registry::default(),
-            parts: Parts::default(),
-            instance: default_instance().into(),
-            clock: Arc::new(SystemClock),
-            closed: CancellationToken::new(),
-        };
+        let engine = Engine::Memory(watch::Sender::new(State::Connected));
+        let core = Core::new(engine, default_instance(), Arc::new(SystemClock));
         Self {
             core: Arc::new(core),
             namespace: Namespace::default(),
@@ -305,7 +124,7 @@ impl Backend {
     ///
     /// # Errors
     ///
-    /// [`Config`](ErrorKind::Config) if the name is not 1 to 32 characters of `[a-z0-9-]`.
+    /// [`Config`](crate::ErrorKind::Config) if the name is not 1 to 32 characters of `[a-z0-9-]`.
     pub fn namespace(&self, name: &str) -> Result<Self, Error> {
         Ok(Self {
             core: Arc::clone(&self.core),
@@ -348,7 +167,7 @@ impl Backend {
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](ErrorKind::Unavailable) with the last cause if it could not within `deadline`; [`Closed`](ErrorKind::Closed).
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) with the last cause if it could not within `deadline`; [`Closed`](crate::ErrorKind::Closed).
     ///
     /// # Cancel safety
     ///
@@ -378,11 +197,11 @@ impl Backend {
     }
 
     /// Drains all parts in the order of their phases, then ends the connections. Every later call returns
-    /// [`Closed`](ErrorKind::Closed), on all clones.
+    /// [`Closed`](crate::ErrorKind::Closed), on all clones.
     ///
     /// # Errors
     ///
-    /// [`Timeout`](ErrorKind::Timeout) names the parts that did not end in their share of `deadline`; the rest was closed all the same.
+    /// [`Timeout`](crate::ErrorKind::Timeout) names the parts that did not end in their share of `deadline`; the rest was closed all the same.
     ///
     /// # Cancel safety
     ///
@@ -401,7 +220,7 @@ impl Backend {
     #[doc(hidden)]
     pub fn engine(&self) -> crate::raw::Engine<'_> {
         match &self.core.engine {
-            Engine::Memory(_) => crate::raw::Engine::Memory,
+            Engine::Memory(_) => crate::raw::Engine::Memory(&self.core.clock),
             #[cfg(feature = "sqlite")]
             Engine::Sqlite(sqlite) => crate::raw::Engine::Sqlite(sqlite),
             #[cfg(feature = "redis")]
@@ -419,7 +238,7 @@ impl Backend {
     ///
     /// # Errors
     ///
-    /// [`Config`](ErrorKind::Config) if the place holds a value of another type.
+    /// [`Config`](crate::ErrorKind::Config) if the place holds a value of another type.
     #[doc(hidden)]
     pub fn shared<T: Any + Send + Sync>(
         &self,
@@ -447,126 +266,5 @@ impl fmt::Debug for Backend {
             .field("state", &self.state())
             .field("parts", &self.core.parts)
             .finish_non_exhaustive()
-    }
-}
-
-pub(crate) fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "")
-}
-
-impl Core {
-    pub(crate) fn hub(&self) -> &Hub {
-        &self.hub
-    }
-
-    fn states(&self) -> watch::Receiver<State> {
-        match &self.engine {
-            Engine::Memory(state) => state.subscribe(),
-            #[cfg(feature = "sqlite")]
-            Engine::Sqlite(sqlite) => sqlite.states(),
-            #[cfg(feature = "redis")]
-            Engine::Redis(redis) => redis.states(),
-        }
-    }
-
-    fn check(&self) -> Check {
-        let state = *self.states().borrow();
-        let status = if state == State::Connected {
-            Status::Healthy
-        } else {
-            Status::Unhealthy
-        };
-        let (name, served_by) = match &self.engine {
-            Engine::Memory(_) => ("memory", "in this process"),
-            #[cfg(feature = "sqlite")]
-            Engine::Sqlite(_) => ("sqlite", "one file on this host"),
-            #[cfg(feature = "redis")]
-            Engine::Redis(_) => ("redis", "a single server"),
-        };
-        Check::new(name, status, format!("{served_by}: {state}"))
-    }
-
-    fn unavailable(&self, deadline: Duration) -> Error {
-        let error = Error::new(
-            ErrorKind::Unavailable,
-            format!("not connected within {deadline:?}"),
-        );
-        match &self.engine {
-            Engine::Memory(_) => error,
-            #[cfg(feature = "sqlite")]
-            Engine::Sqlite(_) => error,
-            #[cfg(feature = "redis")]
-            Engine::Redis(redis) => match redis.last_error() {
-                Some(cause) => error.with_source(cause),
-                None => error,
-            },
-        }
-    }
-
-    pub(crate) async fn publish(&self, channel: &str, frame: Arc<[u8]>) -> Result<(), Error> {
-        if self.closed.is_cancelled() {
-            return Err(closed());
-        }
-        match &self.engine {
-            Engine::Memory(_) => {
-                self.hub.deliver(channel, &frame);
-                Ok(())
-            }
-            #[cfg(feature = "sqlite")]
-            Engine::Sqlite(sqlite) => sqlite.publish(channel, frame).await,
-            #[cfg(feature = "redis")]
-            Engine::Redis(redis) => redis.publish(channel, &frame).await,
-        }
-    }
-
-    pub(crate) async fn listen(&self, channel: &Arc<str>) -> Result<(), Error> {
-        if self.closed.is_cancelled() {
-            return Err(closed());
-        }
-        match &self.engine {
-            Engine::Memory(_) => {
-                let _ = channel;
-                Ok(())
-            }
-            #[cfg(feature = "sqlite")]
-            Engine::Sqlite(sqlite) => sqlite.listen().await,
-            #[cfg(feature = "redis")]
-            Engine::Redis(redis) => redis.listen(channel).await,
-        }
-    }
-
-    /// Called by `Drop`: it only enqueues.
-    pub(crate) fn unlisten(&self, channel: &Arc<str>) {
-        match &self.engine {
-            Engine::Memory(_) => {
-                let _ = channel;
-            }
-            // The poller reads all channels; the hub drops what nobody wants.
-            #[cfg(feature = "sqlite")]
-            Engine::Sqlite(_) => {}
-            #[cfg(feature = "redis")]
-            Engine::Redis(redis) => redis.unlisten(channel),
-        }
-    }
-
-    async fn close_engine(&self, end: Instant) {
-        let _ = end;
-        self.closed.cancel();
-        match &self.engine {
-            Engine::Memory(state) => {
-                state.send_replace(State::Disconnected);
-            }
-            #[cfg(feature = "sqlite")]
-            Engine::Sqlite(sqlite) => sqlite.closed(end).await,
-            #[cfg(feature = "redis")]
-            Engine::Redis(redis) => redis.closed(end).await,
-        }
-        self.hub.close();
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        self.closed.cancel();
     }
 }

@@ -63,9 +63,12 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
+mod builder;
 mod bus;
 mod clock;
 mod config;
+
+mod engine;
 mod error;
 mod health;
 mod lifecycle;
@@ -85,7 +88,8 @@ mod sqlite;
 pub mod raw;
 
 pub use crate::{
-    backend::{Backend, BackendBuilder},
+    backend::Backend,
+    builder::BackendBuilder,
     bus::{Bus, Event, Message, Subscription},
     clock::{Clock, ManualClock, SystemClock},
     config::{Config, ConfigBuilder, ConfigError, ConfigErrors, Endpoint, FromEnvError},

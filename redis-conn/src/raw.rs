@@ -11,12 +11,10 @@ pub use rusqlite as sql;
 /// The backend itself.
 #[derive(Debug)]
 pub enum Engine<'a> {
-    Memory,
+    /// There is nothing to speak to but this clock.
+    Memory(&'a std::sync::Arc<dyn crate::Clock>),
     #[cfg(feature = "sqlite")]
     Sqlite(&'a Sqlite),
     #[cfg(feature = "redis")]
     Redis(&'a Redis),
-    /// Keeps the lifetime when both other features are off; never made.
-    #[doc(hidden)]
-    Nothing(std::marker::PhantomData<&'a ()>),
 }

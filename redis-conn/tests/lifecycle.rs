@@ -54,7 +54,13 @@ impl Part for Fake {
     }
 }
 
-fn part(backend: &Backend, log: &Log, name: &'static str, phase: Phase, behaviour: Behaviour) -> Arc<dyn Part> {
+fn part(
+    backend: &Backend,
+    log: &Log,
+    name: &'static str,
+    phase: Phase,
+    behaviour: Behaviour,
+) -> Arc<dyn Part> {
     let part: Arc<dyn Part> = Arc::new(Fake {
         name,
         phase,
@@ -84,14 +90,27 @@ async fn a_part_that_hangs_costs_the_others_no_more_than_its_share() {
     let (backend, log) = (Backend::memory(), Log::default());
     let _parts = [
         part(&backend, &log, "cron", Phase::Cron, Behaviour::Hangs),
-        part(&backend, &log, "sessions", Phase::Sessions, Behaviour::Fails),
+        part(
+            &backend,
+            &log,
+            "sessions",
+            Phase::Sessions,
+            Behaviour::Fails,
+        ),
         part(&backend, &log, "locks", Phase::Locks, Behaviour::Ends),
     ];
     let begin = tokio::time::Instant::now();
     let late = backend.close(4 * SECOND).await.unwrap_err();
-    assert_eq!(begin.elapsed(), SECOND, "three phases and the end of the connections: a quarter for the one that hangs");
+    assert_eq!(
+        begin.elapsed(),
+        SECOND,
+        "three phases and the end of the connections: a quarter for the one that hangs"
+    );
     assert_eq!(*log.lock().unwrap(), ["cron", "sessions", "locks"]);
-    assert!(late.to_string().contains("cron") && late.to_string().contains("sessions"), "{late}");
+    assert!(
+        late.to_string().contains("cron") && late.to_string().contains("sessions"),
+        "{late}"
+    );
     assert!(!late.to_string().contains("locks"));
 }
 
@@ -110,9 +129,16 @@ async fn the_worst_check_is_the_overall_health_and_a_dropped_handle_is_no_part()
 
     let health = backend.health();
     assert_eq!(health.overall, Status::Degraded);
-    let names: Vec<_> = health.checks.iter().map(|check| check.name.as_ref()).collect();
+    let names: Vec<_> = health
+        .checks
+        .iter()
+        .map(|check| check.name.as_ref())
+        .collect();
     assert_eq!(names, ["memory", "limiter", "cache"]);
-    assert_eq!(serde_json::to_value(&health).unwrap()["overall"], "degraded");
+    assert_eq!(
+        serde_json::to_value(&health).unwrap()["overall"],
+        "degraded"
+    );
 
     drop(sick);
     assert_eq!(backend.health().overall, Status::Healthy);
@@ -127,7 +153,10 @@ async fn an_embedded_backend_is_ready_at_once_and_never_after_its_end() {
     let mut watch = backend.watch_state();
     backend.close(SECOND).await.unwrap();
     assert_eq!(watch.changed().await, Some(State::Disconnected));
-    assert_eq!(*backend.ready(SECOND).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        *backend.ready(SECOND).await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
 }
 
 #[test]
@@ -136,9 +165,23 @@ fn namespaces_are_checked() {
     for good in ["a", "shop-2", "0123456789abcdef0123456789abcdef"] {
         backend.namespace(good).unwrap();
     }
-    for bad in ["", "Shop", "a b", "a:b", "{x}", "0123456789abcdef0123456789abcdef0"] {
+    for bad in [
+        "",
+        "Shop",
+        "a b",
+        "a:b",
+        "{x}",
+        "0123456789abcdef0123456789abcdef0",
+    ] {
         let refused = backend.namespace(bad).unwrap_err();
         assert_eq!(*refused.kind(), ErrorKind::Config, "{bad:?}");
-        assert_eq!(*Backend::builder().namespace(bad).memory().unwrap_err().kind(), ErrorKind::Config);
+        assert_eq!(
+            *Backend::builder()
+                .namespace(bad)
+                .memory()
+                .unwrap_err()
+                .kind(),
+            ErrorKind::Config
+        );
     }
 }

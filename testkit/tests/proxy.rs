@@ -12,7 +12,7 @@ use redis::{AsyncCommands as _, AsyncConnectionConfig, aio::MultiplexedConnectio
 use testkit::{AfterDrop, Fault, FaultProxy, Matching, RedisServer};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     runtime::Handle,
     time::timeout,
 };
@@ -105,9 +105,13 @@ async fn closes_when_the_server_closes() {
     let mut text = String::new();
     client.read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "bye");
-    drop(listener);
-    let mut refused = TcpStream::connect(proxy.addr()).await.unwrap();
-    assert_eq!(refused.read(&mut [0]).await.unwrap(), 0);
+
+    // Bound but not listening: it refuses, and nobody else can take the port meanwhile.
+    let nobody = TcpSocket::new_v4().unwrap();
+    nobody.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let proxy = FaultProxy::start(nobody.local_addr().unwrap()).await;
+    let mut client = TcpStream::connect(proxy.addr()).await.unwrap();
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -334,7 +338,6 @@ async fn dropping_the_proxy_ends_its_tasks_and_connections() {
     let proxy = FaultProxy::start(listener.local_addr().unwrap()).await;
     let mut client = TcpStream::connect(proxy.addr()).await.unwrap();
     let (mut server, _) = listener.accept().await.unwrap();
-    let addr = proxy.addr();
     drop(proxy);
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
@@ -343,6 +346,4 @@ async fn dropping_the_proxy_ends_its_tasks_and_connections() {
         assert!(start.elapsed() < Duration::from_secs(10), "tasks are left");
         tokio::task::yield_now().await;
     }
-    let refused = TcpStream::connect(addr).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }

@@ -4,7 +4,7 @@
 
 use std::{
     io::ErrorKind,
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -25,6 +25,7 @@ async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Awaited where it is expected: a stranger may hold the port for a moment.
 fn refuses(port: u16) -> bool {
     let connected = TcpStream::connect(("127.0.0.1", port));
     connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
@@ -65,13 +66,32 @@ async fn an_append_only_server_keeps_its_data_over_a_kill() {
         .await;
     let mut connection = server.connection().await;
     let () = connection.set("kept", 1).await.unwrap();
-    let port = server.port();
+    let (port, pid) = (server.port(), server.pid());
     server.kill();
-    assert!(refuses(port));
+    assert!(!alive(pid));
+    eventually("a dead port", || refuses(port)).await;
     server.kill();
     server.restart().await;
     assert_eq!(server.port(), port);
     assert_eq!(server.keys().await, ["kept"]);
+}
+
+#[tokio::test]
+async fn a_restart_waits_for_a_port_that_somebody_holds() {
+    let server = RedisServer::start().await;
+    server.kill();
+    let stranger = TcpListener::bind(server.addr()).unwrap();
+    let log = server.dir().join("redis.log");
+    let taken = || {
+        std::fs::read_to_string(&log)
+            .unwrap()
+            .contains("Address already in use")
+    };
+    tokio::join!(server.restart(), async {
+        eventually("the first attempt", taken).await;
+        drop(stranger);
+    });
+    assert!(alive(server.pid()));
 }
 
 #[tokio::test]
@@ -129,9 +149,9 @@ async fn a_frozen_server_says_nothing_until_it_thaws() {
     asked.await.unwrap().unwrap();
 
     server.freeze();
-    let port = server.port();
+    let pid = server.pid();
     drop(server);
-    assert!(refuses(port), "a frozen server survived its fixture");
+    assert!(!alive(pid), "a frozen server survived its fixture");
 }
 
 #[tokio::test]
@@ -167,7 +187,8 @@ async fn a_panic_stops_the_server() {
         panic!("as a failing test does");
     }));
     assert!(panicked.is_err());
-    assert!(!alive(pid) && refuses(port));
+    assert!(!alive(pid));
+    eventually("a dead port", || refuses(port)).await;
 }
 
 #[tokio::test]
@@ -220,7 +241,7 @@ async fn the_server_dies_with_a_killed_test_process() {
 
     child.kill();
     eventually("the server's death", || !alive(pid)).await;
-    assert!(refuses(port));
+    eventually("a dead port", || refuses(port)).await;
     eventually("the removal of its directory", || !Path::exists(&dir)).await;
 }
 

@@ -1,5 +1,6 @@
 //! The commands of this workspace, run as `cargo xtask <command>`.
 
+mod bench;
 mod ci;
 mod demo;
 mod http;
@@ -42,6 +43,7 @@ const COMMANDS: &[Command] = &[
     test::COMMAND,
     ci::COMMAND,
     tidy::COMMAND,
+    bench::COMMAND,
 ];
 
 fn main() -> ExitCode {

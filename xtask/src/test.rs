@@ -77,7 +77,8 @@ fn smoke_quickstart(package: &str) -> Result {
 
 const MARK: &str = "//! expected output:";
 
-/// The lines after the mark in the comment at the top, without the marks of comment and code block.
+/// The lines after the mark in the comment at the top, without the marks of comment, quote
+/// and code block.
 fn expected_output(source: &str) -> Option<String> {
     let lines = source
         .lines()
@@ -87,6 +88,7 @@ fn expected_output(source: &str) -> Option<String> {
         .skip(1)
         .map(|line| line.trim_start_matches("//!"))
         .map(|line| line.strip_prefix(' ').unwrap_or(line))
+        .map(|line| line.strip_prefix("> ").unwrap_or(line))
         .filter(|line| !line.starts_with("```"))
         .collect();
     let text = text.join("\n");
@@ -116,6 +118,8 @@ mod tests {
         let source = "//! A quickstart.\n//!\n//! Expected output:\n//! ```text\n//! allowed\n//!\n\
                       //! refused\n//! ```\nuse a::b;\n//! later\n";
         assert_eq!(expected_output(source).unwrap(), "allowed\n\nrefused");
+        let quote = "//! A quickstart.\n//!\n//! expected output:\n//! > allowed\n//! > refused\n";
+        assert_eq!(expected_output(quote).unwrap(), "allowed\nrefused");
     }
 
     #[test]

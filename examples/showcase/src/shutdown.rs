@@ -113,7 +113,11 @@ mod tests {
             .unwrap();
 
         let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
+        let read = client.read_to_string(&mut answer);
+        timeout(Duration::from_secs(20), read)
+            .await
+            .expect("an answer")
+            .unwrap();
         answer
     }
 

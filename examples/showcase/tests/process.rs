@@ -1,5 +1,7 @@
 //! The showcase from outside: what it prints, answers and ends with, in each environment.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;

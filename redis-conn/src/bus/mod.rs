@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 pub(crate) use hub::Hub;
 use hub::Mailbox;
 
-use crate::{Error, backend::Core, namespace::Namespace};
+use crate::{Error, engine::Core, namespace::Namespace};
 
 /// The first byte of every frame.
 const FRAME_VERSION: u8 = 1;

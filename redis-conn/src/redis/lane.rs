@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{Class, classify, dial::Connection};
-use crate::{Error, ErrorKind, backend::closed};
+use crate::{Error, ErrorKind, engine::closed};
 
 /// So many timeouts without a reply between them condemn a connection: nothing else tells that a peer is gone without a word.
 const SILENT_TIMEOUTS: u32 = 3;

@@ -35,7 +35,7 @@ pub use self::{
     pool::Dedicated,
     script::{Script, ScriptCall},
 };
-use crate::{Config, Error, ErrorKind, State, backend::closed, bus::Hub};
+use crate::{Config, Error, ErrorKind, State, bus::Hub, engine::closed};
 
 /// Up to so many cores one lane saturates the server; beyond, two share the work of its driver.
 const CORES_OF_ONE_LANE: usize = 4;

@@ -13,7 +13,7 @@ use super::{
     Call, Class, Reply, classify,
     dial::{Connection, Dialer},
 };
-use crate::{Error, ErrorKind, backend::closed};
+use crate::{Error, ErrorKind, engine::closed};
 
 /// A connection that answered so lately is taken to be alive; asking it would double the round trips of a check-out.
 const FRESH: Duration = Duration::from_secs(15);

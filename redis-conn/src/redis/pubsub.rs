@@ -22,7 +22,7 @@ use super::{
     classify,
     dial::{Connection, Dialer},
 };
-use crate::{Error, ErrorKind, backend::closed, bus::Hub, trace::event};
+use crate::{Error, ErrorKind, bus::Hub, engine::closed, trace::event};
 
 /// A connection that said nothing for so long is asked; a silent one would lose messages without a trace.
 const QUIET: Duration = Duration::from_secs(2);

@@ -57,7 +57,6 @@ impl Poller {
                 position = None;
             } else if let Err(error) = self.poll(&mut position) {
                 event!(warn, "the log of the bus cannot be read: {error}");
-                let _ = error;
                 // What is published from now on will be seen, unless it is not even known where to go on.
                 if position.is_none() {
                     continue;

@@ -66,7 +66,6 @@ impl Keeper {
                 Err(error) if *error.kind() == ErrorKind::Closed => return,
                 Err(error) => {
                     event!(warn, "the housekeeping of the SQLite file failed: {error}");
-                    let _ = error;
                 }
             }
         }
@@ -156,7 +155,6 @@ fn look(tx: &Tx<'_>) -> rusqlite::Result<Due> {
     if let Some(error) = failure {
         // One table that cannot be swept does not keep the others from it.
         event!(warn, "an expired row cannot be looked for: {error}");
-        let _ = error;
     }
     let number = |pragma: &str| -> rusqlite::Result<i64> {
         tx.prepare_cached(pragma)?.query_row([], |row| row.get(0))
@@ -208,4 +206,45 @@ fn shrink(tx: &Tx<'_>) -> rusqlite::Result<bool> {
 
 fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sqlite::{layout, time::Now};
+
+    #[test]
+    fn the_lease_is_held_by_one_and_taken_over_when_it_lapses() {
+        let connection = Connection::open_in_memory().unwrap();
+        layout::create(&connection).unwrap();
+        let asks = |id, seconds: u64| {
+            let boot = seconds * 1_000_000;
+            hold_lease(&Tx::new(&connection, Now { boot, wall: 0 }), id).unwrap()
+        };
+        assert!(asks(1, 100), "free");
+        assert!(!asks(2, 104), "held");
+        assert!(asks(1, 104), "renewed");
+        assert!(!asks(2, 108), "held since it was renewed");
+        assert!(asks(2, 109), "lapsed");
+        assert!(!asks(1, 109), "held by the other");
+        assert!(asks(1, 50), "the clock went back");
+    }
+
+    #[test]
+    fn the_log_has_a_greatest_length() {
+        let connection = Connection::open_in_memory().unwrap();
+        layout::create(&connection).unwrap();
+        let fill =
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 101500)
+                    INSERT INTO tk_bus (channel, frame, at) SELECT 'c', x'01', 0 FROM n";
+        connection.execute(fill, []).unwrap();
+        let tx = Tx::new(&connection, Now { boot: 0, wall: 0 });
+        assert!(look(&tx).unwrap().bus);
+        assert!(trim(&tx).unwrap(), "a full chunk");
+        assert!(!trim(&tx).unwrap(), "the rest of it");
+        assert!(!look(&tx).unwrap().bus);
+        let range = "SELECT count(*), min(seq) FROM tk_bus";
+        let left = connection.query_row(range, [], |row| Ok((row.get(0)?, row.get(1)?)));
+        assert_eq!(left.unwrap(), (100_000, 1_501));
+    }
 }

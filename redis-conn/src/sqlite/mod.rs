@@ -1,7 +1,8 @@
 //! The backend for the processes of one host: one SQLite file.
 //!
 //! A process has four connections to it, each on a thread of its own: one that writes, one that reads, one that polls the bus
-//! while somebody listens, and one that keeps house.
+//! while somebody listens, and one that keeps house. Next to the file stand SQLite's own `-wal` and `-shm` and our `-lock`, which is
+//! empty and must stay: the processes that open the file, and those that write to it, queue up at it.
 
 mod alarm;
 mod boot;
@@ -39,11 +40,11 @@ use self::{
     turn::Turnstile,
     worker::{Reader, Worker, Writer},
 };
-use crate::{Clock, Error, ErrorKind, State, backend::closed, bus::Hub};
+use crate::{Clock, Error, ErrorKind, State, bus::Hub, engine::closed};
 
 /// The deadline of what no caller gives one for: creating a table and listening happen once, at start.
 const SETUP: Duration = Duration::from_secs(10);
-/// The deadline of a message: the default of `REDIS_COMMAND_TIMEOUT`'s Redis counterpart.
+/// The deadline of a message, which is no part of any decision: it may wait for a busy disk.
 const PUBLISH: Duration = Duration::from_secs(5);
 
 /// A table of a sibling crate: created when the crate's handle is made, swept by the housekeeping.
@@ -133,7 +134,7 @@ impl Sqlite {
             Ok(inner) => Ok(Self {
                 inner: Arc::new(inner?),
             }),
-            Err(ended) => Err(crate::backend::closed().with_source(ended)),
+            Err(ended) => Err(crate::engine::closed().with_source(ended)),
         }
     }
 

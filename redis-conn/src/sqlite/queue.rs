@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::Tx;
-use crate::{Error, ErrorKind, backend::closed};
+use crate::{Error, ErrorKind, engine::closed};
 
 /// How many jobs may wait; one more is refused at once.
 const CAPACITY: usize = 4_096;

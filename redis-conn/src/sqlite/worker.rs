@@ -12,7 +12,7 @@ use super::{
     time::Time,
     turn::Turnstile,
 };
-use crate::{Error, ErrorKind, backend::closed};
+use crate::{Error, ErrorKind, engine::closed};
 
 /// How many jobs share one transaction at most, so that the writers of other processes get their turn.
 const BATCH: usize = 256;

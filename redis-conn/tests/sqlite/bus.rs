@@ -184,7 +184,12 @@ async fn idles() {
     };
     // What opening left to do is done after the first rounds of the housekeeping.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    let before = spent();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    process::report(spent() - before);
+    // The least of three: what the machine did meanwhile is not ours.
+    let mut least = i64::MAX;
+    for _ in 0..3 {
+        let before = spent();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        least = least.min(spent() - before);
+    }
+    process::report(least);
 }

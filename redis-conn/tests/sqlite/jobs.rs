@@ -4,7 +4,7 @@ use std::{future::Future as _, sync::mpsc, task::Poll, time::Duration};
 
 use redis_conn::{
     Backend, Error, ErrorKind,
-    raw::{Sqlite, Tx},
+    raw::{Sqlite, Tx, sql_error},
 };
 use testkit::{Fleet, process};
 use tokio::task::{JoinHandle, JoinSet};
@@ -168,6 +168,29 @@ async fn a_full_queue_refuses_at_once() {
         .await,
         4_096
     );
+}
+
+#[tokio::test]
+async fn a_full_disk_is_an_error_while_it_lasts() {
+    let (_directory, path) = scratch();
+    let backend = open(&path).await;
+    let limit = |pages: u32| {
+        let sql = format!("PRAGMA max_page_count = {pages}");
+        move |tx: &Tx<'_>| tx.execute_batch(&sql).map_err(sql_error)
+    };
+    let fill = |tx: &Tx<'_>| {
+        let sql = "INSERT INTO test_boot VALUES (?1, 1, 9e18)";
+        tx.execute(sql, ["k".repeat(1 << 20)]).map_err(sql_error)
+    };
+    engine(&backend).write(LONG, limit(1)).await.unwrap();
+    let error = engine(&backend).write(LONG, fill).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::Unavailable, "{error}");
+    assert!(std::error::Error::source(&error).is_some());
+    engine(&backend)
+        .write(LONG, limit(u32::MAX >> 1))
+        .await
+        .unwrap();
+    engine(&backend).write(LONG, fill).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,5 +1,9 @@
 //! One SQLite file, shared by the processes of a host.
 #![cfg(feature = "sqlite")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "the helpers of a test fail as the test does"
+)]
 
 mod bus;
 mod jobs;

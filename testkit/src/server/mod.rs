@@ -43,7 +43,6 @@ pub struct RedisServer {
 }
 
 /// Why a server did not come up.
-#[derive(Debug)]
 enum Launch {
     PortTaken,
     Failed(String),
@@ -124,10 +123,17 @@ impl RedisServer {
     /// it answers. What it had not persisted is lost.
     pub async fn restart(&self) {
         self.kill();
-        match self.launch().await {
-            Ok(()) => {}
-            Err(why) => panic!("the server did not come back: {why:?}"),
-        }
+        within("the server's own port", async {
+            loop {
+                match self.launch().await {
+                    Ok(()) => return,
+                    // Somebody's outgoing connection was given the port while it was free.
+                    Err(Launch::PortTaken) => tokio::time::sleep(ASK_AGAIN).await,
+                    Err(Launch::Failed(log)) => panic!("the server did not come back:\n{log}"),
+                }
+            }
+        })
+        .await;
     }
 
     fn signal(&self, signal: Signal) {

@@ -1,0 +1,159 @@
+//! Making a backend.
+
+use std::{path::Path, sync::Arc};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+#[cfg(not(all(feature = "redis", feature = "sqlite")))]
+use crate::ErrorKind;
+use crate::{
+    Backend, Clock, Error, State, SystemClock,
+    bus::Hub,
+    engine::{Core, Engine},
+    namespace::Namespace,
+};
+
+/// Options that do not depend on the kind of backend. Made by [`Backend::builder`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct BackendBuilder {
+    namespace: Result<Namespace, Error>,
+    instance: Option<String>,
+    clock: Arc<dyn Clock>,
+    #[cfg(feature = "redis")]
+    rewrite: Option<fn(&str) -> String>,
+}
+
+impl Default for BackendBuilder {
+    fn default() -> Self {
+        Self {
+            namespace: Ok(Namespace::default()),
+            instance: None,
+            clock: Arc::new(SystemClock),
+            #[cfg(feature = "redis")]
+            rewrite: None,
+        }
+    }
+}
+
+impl BackendBuilder {
+    /// The prefix of every key, channel and row: 1 to 32 characters of `[a-z0-9-]`; `tk` if not set.
+    pub fn namespace(mut self, name: &str) -> Self {
+        self.namespace = Namespace::new(name);
+        self
+    }
+
+    /// The name of this instance in connection names, lock owners and health answers; `host:pid` if not set. It need not be unique.
+    pub fn instance_id(mut self, id: impl Into<String>) -> Self {
+        self.instance = Some(id.into());
+        self
+    }
+
+    /// The clock of the embedded backends, for tests.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Rewrites every script before it is sent, for tests that hold the server's time.
+    #[doc(hidden)]
+    #[cfg(feature = "redis")]
+    pub fn rewrite_scripts(mut self, rewrite: fn(&str) -> String) -> Self {
+        self.rewrite = Some(rewrite);
+        self
+    }
+
+    /// Everything in this process.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](ErrorKind::Config) if the namespace is not valid.
+    pub fn memory(self) -> Result<Backend, Error> {
+        let engine = Engine::Memory(watch::Sender::new(State::Connected));
+        self.finish(engine, Arc::default(), CancellationToken::new())
+    }
+
+    /// One SQLite file, shared by the processes of one host. It is created if absent.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](ErrorKind::Config) if the namespace is not valid, the path cannot be used or the feature `sqlite` is off;
+    /// [`Corrupt`](ErrorKind::Corrupt) if the file is no database of this crate; [`Timeout`](ErrorKind::Timeout) if other processes
+    /// kept it locked.
+    pub async fn sqlite(self, path: impl AsRef<Path>) -> Result<Backend, Error> {
+        #[cfg(feature = "sqlite")]
+        {
+            let (hub, closed) = (Arc::default(), CancellationToken::new());
+            let clock = Arc::clone(&self.clock);
+            let sqlite =
+                crate::sqlite::Sqlite::open(path.as_ref(), clock, Arc::clone(&hub), closed.clone())
+                    .await?;
+            self.finish(Engine::Sqlite(sqlite), hub, closed)
+        }
+        #[cfg(not(feature = "sqlite"))]
+        {
+            let _ = path;
+            Err(feature_off("sqlite"))
+        }
+    }
+
+    /// A Redis or Valkey server. This connects in the background and succeeds also while the server is away.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](ErrorKind::Config) if the namespace is not valid, if this is called outside of a Tokio runtime, or if the
+    /// feature `redis` is off.
+    pub fn redis(self, config: crate::Config) -> Result<Backend, Error> {
+        #[cfg(feature = "redis")]
+        {
+            let (hub, closed) = (Arc::default(), CancellationToken::new());
+            let instance = self.instance.clone().unwrap_or_else(default_instance);
+            let options = crate::redis::Options {
+                client_name: instance,
+                rewrite: self.rewrite,
+            };
+            let redis =
+                crate::redis::Redis::start(config, options, Arc::clone(&hub), closed.clone())?;
+            self.finish(Engine::Redis(redis), hub, closed)
+        }
+        #[cfg(not(feature = "redis"))]
+        {
+            let _ = config;
+            Err(feature_off("redis"))
+        }
+    }
+
+    fn finish(
+        self,
+        engine: Engine,
+        hub: Arc<Hub>,
+        closed: CancellationToken,
+    ) -> Result<Backend, Error> {
+        let namespace = self.namespace?;
+        let instance = self.instance.unwrap_or_else(default_instance);
+        let mut core = Core::new(engine, instance, self.clock);
+        (core.hub, core.closed) = (hub, closed);
+        Ok(Backend {
+            core: Arc::new(core),
+            namespace,
+        })
+    }
+}
+
+#[cfg(not(all(feature = "redis", feature = "sqlite")))]
+fn feature_off(name: &str) -> Error {
+    Error::new(
+        ErrorKind::Config,
+        format!("the {name} backend was asked for, but the feature `{name}` of redis-conn is off"),
+    )
+}
+
+pub(crate) fn default_instance() -> String {
+    let host = rustix::system::uname();
+    format!(
+        "{}:{}",
+        host.nodename().to_string_lossy(),
+        std::process::id()
+    )
+}

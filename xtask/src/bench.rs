@@ -1,0 +1,91 @@
+//! `cargo xtask bench`: the figures of the READMEs.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::redis::Redis;
+use crate::sh::{self, Result, cargo, on_path};
+use crate::{Flags, setup};
+
+const MANIFEST: &str = "bench/Cargo.toml";
+/// Two counts of operations; their difference leaves out what the start costs.
+const FEW: u64 = 2_000;
+const MANY: u64 = 12_000;
+
+pub(crate) const COMMAND: crate::Command = crate::Command {
+    name: "bench",
+    about: "measures our crates and their peers, and what faults cost",
+    flags: &[],
+    details: "\
+Runs the criterion benchmarks of bench/ (a workspace of its own), then how long decisions take
+while Redis is frozen or the network swallows everything, then, where valgrind is installed, the
+client instructions of one GET through the bare client library and through redis-conn.
+Server and client share the machine: compare ratios, not absolute figures.",
+    run,
+};
+
+fn run(_: &Flags) -> Result {
+    let server = setup::redis_server()?;
+    sh::run(&mut cargo(&["bench", "--manifest-path", MANIFEST]))?;
+    sh::run(&mut cargo(&[
+        "run",
+        "--release",
+        "--manifest-path",
+        MANIFEST,
+        "--bin",
+        "faults",
+    ]))?;
+    instructions(&server)
+}
+
+fn instructions(server: &Path) -> Result {
+    let Some(valgrind) = on_path("valgrind") else {
+        println!("LEFT OUT: instructions per GET; install valgrind to count them");
+        return Ok(());
+    };
+    let build = ["build", "--release", "--manifest-path", MANIFEST];
+    sh::run(cargo(&build).args(["--bin", "instructions"]))?;
+    let redis = Redis::start(server)?;
+    let count = |peer: &str| -> Result<u64> {
+        let few = counted(&valgrind, peer, &redis.url(), FEW)?;
+        let many = counted(&valgrind, peer, &redis.url(), MANY)?;
+        Ok((many - few) / (MANY - FEW))
+    };
+    let (bare, ours) = (count("bare")?, count("redis-conn")?);
+    println!(
+        "instructions per GET: bare {bare}, redis-conn {ours}, ratio {:.3}",
+        ours as f64 / bare as f64
+    );
+    Ok(())
+}
+
+/// All instructions of one run.
+fn counted(valgrind: &Path, peer: &str, url: &str, operations: u64) -> Result<u64> {
+    let program = sh::root().join("bench/target/release/instructions");
+    let mut command = Command::new(valgrind);
+    command
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(program)
+        .args([peer, url, &operations.to_string()])
+        .stdin(Stdio::null());
+    let output = command.output()?;
+    collected(&String::from_utf8_lossy(&output.stderr))
+        .ok_or_else(|| format!("valgrind counted nothing for {peer}: {}", output.status).into())
+}
+
+fn collected(report: &str) -> Option<u64> {
+    let line = report.lines().find(|line| line.contains("Collected :"))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_count_is_read_from_the_report() {
+        let report = "==1== Events    : Ir\n==1== Collected : 25503933\n==1== \n";
+        assert_eq!(collected(report), Some(25_503_933));
+        assert_eq!(collected("==1== aborted"), None);
+    }
+}
