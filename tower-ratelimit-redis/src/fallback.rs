@@ -1,0 +1,212 @@
+//! What decides while the store does not answer.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use redis_conn::{Check, Clock, Error, ErrorKind, Part, Status, Subject};
+
+use crate::{Decision, Policy, store::MemoryStore, trace::event};
+
+/// What happens to a call whose decision the store did not make in time.
+///
+/// A store that is only in-process never fails, so there this is without effect.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum OnFailure {
+    /// This process decides by itself, by the same algorithm, at `ceil(limit x share)`. It has counted all calls that the store
+    /// admitted through this limiter, so the outage brings no fresh burst. With n processes, a share of 1/n keeps the limit.
+    Local {
+        /// The part of each limit that this process may spend by itself: above 0, at most 1.
+        share: f64,
+    },
+    /// The call is admitted, uncounted.
+    Open,
+    /// The call gets an error; the layer answers 503.
+    Closed,
+}
+
+impl Default for OnFailure {
+    /// Local, at half of the limit.
+    fn default() -> Self {
+        Self::Local { share: 0.5 }
+    }
+}
+
+impl OnFailure {
+    pub(crate) fn validate(self) -> Result<(), Error> {
+        match self {
+            Self::Local { share } if !(1e-6..=1.0).contains(&share) => Err(Error::new(
+                ErrorKind::Config,
+                format!("fallback share {share}: expected at least 0.000001 and at most 1"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The failure policy at work, and what the health of the limiter is because of it.
+#[derive(Debug)]
+pub(crate) struct Fallback {
+    mode: Mode,
+    degraded: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Mode {
+    Local { store: MemoryStore, share: Share },
+    Open,
+    Closed,
+}
+
+/// A part in millions: `ceil` of a product of floats may be one too many.
+#[derive(Clone, Copy, Debug)]
+struct Share(u64);
+
+impl Share {
+    const WHOLE: u64 = 1_000_000;
+
+    fn new(share: f64) -> Self {
+        Self((share * Self::WHOLE as f64).round() as u64)
+    }
+
+    fn of(self, max: u32) -> u32 {
+        let part = (u64::from(max) * self.0).div_ceil(Self::WHOLE);
+        u32::try_from(part).unwrap_or(max)
+    }
+}
+
+impl Fallback {
+    /// At work for a valid failure policy.
+    pub(crate) fn new(on_failure: OnFailure, clock: &Arc<dyn Clock>, capacity: usize) -> Self {
+        let mode = match on_failure {
+            OnFailure::Local { share } => Mode::Local {
+                store: MemoryStore::new(Arc::clone(clock), capacity),
+                share: Share::new(share),
+            },
+            OnFailure::Open => Mode::Open,
+            OnFailure::Closed => Mode::Closed,
+        };
+        Self {
+            mode,
+            degraded: AtomicBool::new(false),
+        }
+    }
+
+    /// The store has decided.
+    pub(crate) fn store_decided(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        cost: u32,
+        decision: &Decision,
+    ) {
+        self.store_answered();
+        if let Mode::Local { store, .. } = &self.mode
+            && decision.is_allowed()
+        {
+            store.charge(policy, subject, cost);
+        }
+    }
+
+    pub(crate) fn store_answered(&self) {
+        if self.degraded.load(Ordering::Relaxed) && self.degraded.swap(false, Ordering::Relaxed) {
+            event!(info, "rate limits are decided by the store again");
+        }
+    }
+
+    /// The store has not decided.
+    pub(crate) fn decide(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        cost: u32,
+        error: Error,
+    ) -> Result<Decision, Error> {
+        self.instead_of_store(error, |store, share| {
+            store.decide_now(&policy.map_limits(|max| share.of(max)), subject, cost)
+        })
+    }
+
+    pub(crate) fn peek(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        error: Error,
+    ) -> Result<Decision, Error> {
+        self.instead_of_store(error, |store, share| {
+            store.peek_now(&policy.map_limits(|max| share.of(max)), subject)
+        })
+    }
+
+    pub(crate) fn reset(&self, policy: &Policy, subject: &Subject) {
+        if let Mode::Local { store, .. } = &self.mode {
+            store.forget(policy, subject);
+        }
+    }
+
+    fn instead_of_store(
+        &self,
+        error: Error,
+        local: impl FnOnce(&MemoryStore, Share) -> Decision,
+    ) -> Result<Decision, Error> {
+        // A wrong configuration does not pass by waiting, and must not pass unseen.
+        if *error.kind() == ErrorKind::Config {
+            return Err(error);
+        }
+        if !self.degraded.swap(true, Ordering::Relaxed) {
+            event!(warn, "{}: {error}", self.consequence());
+        }
+        match &self.mode {
+            Mode::Local { store, share } => Ok(local(store, *share).into_local()),
+            Mode::Open => Ok(Decision::open()),
+            Mode::Closed => Err(error),
+        }
+    }
+
+    fn consequence(&self) -> &'static str {
+        match self.mode {
+            Mode::Local { .. } => "counting in process since the store does not answer",
+            Mode::Open => "admitting everything since the store does not answer",
+            Mode::Closed => "refusing everything since the store does not answer",
+        }
+    }
+}
+
+impl Part for Fallback {
+    fn name(&self) -> &str {
+        "rate-limit"
+    }
+
+    fn check(&self) -> Check {
+        if self.degraded.load(Ordering::Relaxed) {
+            Check::new("rate-limit", Status::Degraded, self.consequence())
+        } else {
+            Check::new("rate-limit", Status::Healthy, "decided by the store")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_rounded_up_and_exact() {
+        let share = |share, max| Share::new(share).of(max);
+        assert_eq!(share(0.5, 1), 1);
+        assert_eq!(share(0.5, 5), 3);
+        assert_eq!(share(0.07, 100), 7, "0.07 x 100.0 is above 7 in floats");
+        assert_eq!(share(1.0, u32::MAX), u32::MAX);
+        assert_eq!(share(0.000_001, u32::MAX), 4_295);
+    }
+
+    #[test]
+    fn a_share_of_nothing_or_of_more_than_all_is_refused() {
+        for share in [0.0, -0.5, 1.000_1, f64::NAN, f64::INFINITY, 1e-9] {
+            let error = OnFailure::Local { share }.validate().unwrap_err();
+            assert_eq!(*error.kind(), ErrorKind::Config, "{share}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The layer.
+
+use std::{
+    any::type_name,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tower_layer::Layer;
+
+use crate::{
+    HeaderStyle, Limiter, Policy, RateLimit,
+    key::{KeyExtractor, PeerIp},
+    trace::event,
+};
+
+/// Limits the requests to a service, each by the limits of its key.
+///
+/// A refused request is answered with 429 and never reaches the service behind. Two services made of one layer, or of clones
+/// of it, share their limits, and so do all processes on the same backend.
+///
+/// Layers with different policies may be nested. Mount it outside of whatever takes a permit (a concurrency limit, a load shed):
+/// a request holds it while the store is asked.
+///
+/// ```
+/// use std::time::Duration;
+/// use redis_conn::Backend;
+/// use tower_ratelimit_redis::{HeaderStyle, Limiter, MissingKey, Policy, RateLimitLayer, key};
+///
+/// let limiter = Limiter::new(&Backend::memory());
+/// let policy = Policy::new("api").limit(20, Duration::from_secs(1)).build()?;
+/// let layer = RateLimitLayer::new(limiter, policy)
+///     .key(key::Header::new("x-api-key"))
+///     .missing_key(MissingKey::Reject)
+///     .headers(HeaderStyle::Both);
+/// # let _ = layer;
+/// # Ok::<(), tower_ratelimit_redis::PolicyError>(())
+/// ```
+#[must_use = "a layer does nothing until it is added to a service"]
+pub struct RateLimitLayer<K = PeerIp> {
+    rules: Rules,
+    key: Arc<K>,
+}
+
+/// What all services of one layer go by.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) limiter: Limiter,
+    pub(crate) policy: Policy,
+    pub(crate) missing_key: MissingKey,
+    pub(crate) headers: HeaderStyle,
+    /// Whether the wrong configuration that each request would meet has been logged.
+    reported: Arc<AtomicBool>,
+}
+
+impl Rules {
+    /// Says once that another layer of the stack has a policy of this name.
+    pub(crate) fn report_twice(&self) {
+        if !self.reported.swap(true, Ordering::Relaxed) {
+            event!(
+                error,
+                "two rate limit layers of one stack have a policy named {:?}: every request is answered with 500",
+                self.policy.name()
+            );
+        }
+    }
+}
+
+/// What happens to a request that has no key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MissingKey {
+    /// All of them share the limits of one key, which no request with a key has.
+    #[default]
+    Shared,
+    /// It passes, uncounted.
+    Skip,
+    /// It is answered with 400.
+    Reject,
+}
+
+impl RateLimitLayer {
+    /// A layer that limits by the address of the peer.
+    pub fn new(limiter: Limiter, policy: Policy) -> Self {
+        let rules = Rules {
+            limiter,
+            policy,
+            missing_key: MissingKey::default(),
+            headers: HeaderStyle::default(),
+            reported: Arc::default(),
+        };
+        Self {
+            rules,
+            key: Arc::default(),
+        }
+    }
+}
+
+impl<K> RateLimitLayer<K> {
+    /// Finds the key by `extractor`, a [`KeyExtractor`].
+    pub fn key<K2: KeyExtractor>(self, extractor: K2) -> RateLimitLayer<K2> {
+        RateLimitLayer {
+            rules: self.rules,
+            key: Arc::new(extractor),
+        }
+    }
+
+    /// What happens to a request without a key; [`MissingKey::Shared`] if not set.
+    pub fn missing_key(mut self, missing_key: MissingKey) -> Self {
+        self.rules.missing_key = missing_key;
+        self
+    }
+
+    /// Which quota fields a response has; [`HeaderStyle::Draft11`] if not set.
+    pub fn headers(mut self, style: HeaderStyle) -> Self {
+        self.rules.headers = style;
+        self
+    }
+}
+
+impl<S, K> Layer<S> for RateLimitLayer<K> {
+    type Service = RateLimit<S, K>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RateLimit::new(inner, self.rules.clone(), Arc::clone(&self.key))
+    }
+}
+
+impl<K> Clone for RateLimitLayer<K> {
+    fn clone(&self) -> Self {
+        Self {
+            rules: self.rules.clone(),
+            key: Arc::clone(&self.key),
+        }
+    }
+}
+
+impl<K> fmt::Debug for RateLimitLayer<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimitLayer")
+            .field("rules", &self.rules)
+            .field("key", &format_args!("{}", type_name::<K>()))
+            .finish()
+    }
+}

@@ -1,0 +1,149 @@
+//! Limits the rate of requests per caller, over all processes of a service.
+//!
+//! `tower::limit::RateLimit` delays the requests of one service instance, whoever sends them, and is not `Clone`, so servers
+//! that clone their service cannot use it. This crate's [`RateLimitLayer`] refuses: each caller has limits of its own, all clones
+//! of the service share them, and so do all processes on one backend. The backend is that of [`redis_conn`]: this process, one
+//! SQLite file, or Redis or Valkey.
+//!
+//! # Example
+//!
+//! ```
+//! use std::{convert::Infallible, time::Duration};
+//!
+//! use bytes::Bytes;
+//! use http::{Request, Response, StatusCode};
+//! use http_body_util::Full;
+//! use redis_conn::Backend;
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use tower_ratelimit_redis::{Limiter, Policy, RateLimitLayer, key};
+//!
+//! async fn handle(_: Request<Full<Bytes>>) -> Result<Response<Full<Bytes>>, Infallible> {
+//!     Ok(Response::new(Full::from("hello")))
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // In this process. `Backend::from_env()` takes another backend from the environment.
+//! let limiter = Limiter::new(&Backend::memory());
+//! let policy = Policy::new("api")
+//!     .limit(1, Duration::from_secs(1))
+//!     .limit(1_000, Duration::from_secs(3600))
+//!     .build()?;
+//! let service = ServiceBuilder::new()
+//!     .layer(RateLimitLayer::new(limiter, policy).key(key::Header::new("x-api-key")))
+//!     .service_fn(handle);
+//!
+//! let request = || Request::builder().header("x-api-key", "k1").body(Full::default());
+//!
+//! let admitted = service.clone().oneshot(request()?).await?;
+//! assert_eq!(admitted.status(), StatusCode::OK);
+//! assert_eq!(
+//!     admitted.headers()["ratelimit-policy"],
+//!     r#""api-1s";q=1;w=1, "api-3600s";q=1000;w=3600"#
+//! );
+//!
+//! let refused = service.clone().oneshot(request()?).await?;
+//! assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+//! assert_eq!(refused.headers()["content-type"], "application/problem+json");
+//! assert!(refused.headers().contains_key("retry-after"));
+//!
+//! let other = Request::builder().header("x-api-key", "k2").body(Full::default())?;
+//! assert_eq!(service.oneshot(other).await?.status(), StatusCode::OK);
+//! # Ok(()) }
+//! ```
+//!
+//! Without HTTP, ask the [`Limiter`] itself: [`check`](Limiter::check), [`peek`](Limiter::peek), [`reset`](Limiter::reset).
+//!
+//! # What is promised
+//!
+//! **In any interval of a window's length no more than the limit is admitted**, by the clock of the store, over all processes. Not
+//! twice the limit around a full minute, as fixed windows admit, and not limit and refill, as token buckets do. The window slides
+//! in 32 steps and counts the oldest of them in full.
+//!
+//! The price: a unit is counted for up to a 32nd of the window longer than the window. Who sends without a pause is admitted at
+//! 32/33 (97 %) of the nominal rate at worst. Nobody is refused because of units older than that.
+//!
+//! All limits of a policy are decided together. A refused request is charged to none, and writes nothing. A decision is one round
+//! trip: one script call in Redis, one transaction in SQLite.
+//!
+//! The promise ends where the store forgets (a failover to a replica that had not yet seen the last writes, an eviction, a restart
+//! without persistence) and where its clock steps forward. If its clock steps back, nobody waits longer than ever.
+//!
+//! # What happens when the store does not answer
+//!
+//! Every decision has a timeout, 100 ms if not [set](LimiterBuilder::timeout). Then [`OnFailure`] decides:
+//!
+//! | | the call is | [`source`](Decision::source) | fields | as long as it lasts |
+//! |---|---|---|---|---|
+//! | `Local { share }` (default, 0.5) | decided in this process at `ceil(limit x share)` | `Local` | those of the smaller limit | n processes admit up to n x share of the limit |
+//! | `Open` | admitted | `Open` | none | no limit |
+//! | `Closed` | an error; 503 in the layer | | none | no service |
+//!
+//! The local counts are warm: they contain what the store admitted through this limiter, so an outage opens with no fresh burst.
+//! A call whose answer was lost may have been charged in the store. It is decided by the policy and never sent a second time.
+//! Meanwhile the check `rate-limit` in [`Backend::health`](redis_conn::Backend::health) is `degraded`; the first decision of the
+//! store ends that. A wrong configuration is always an error. The memory backend does not fail.
+//!
+//! # Backends
+//!
+//! | backend | shared by | decides by | bounded by |
+//! |---|---|---|---|
+//! | memory | this process | time since boot | [`local_capacity`](LimiterBuilder::local_capacity): beyond it newcomers share counts, and nobody refused is forgotten |
+//! | SQLite (feature `sqlite`) | the processes of one host | time since boot | the disk; expired rows are swept |
+//! | Redis (feature `redis`, default) | everybody | the server's clock | its memory; every key expires after the longest window |
+//!
+//! Redis 6.2 or Valkey 7.2 and later, with `noeviction`: a server that evicts forgets counts. A user of the server needs
+//! `EVALSHA`, `EVAL`, `TIME`, `GET`, `SET`, and `DEL` for resets.
+//!
+//! # Privacy
+//!
+//! A subject leaves the process only as a hash (128 bits of BLAKE3) and appears in no log and no `Debug` output. Whoever can read
+//! the store can still test a guess: an address or a short user id is found by trying all of them, a random API key is not.
+//! The names of policies are stored and logged as they are.
+//!
+//! # Responses
+//!
+//! Admitted and refused responses have the fields of [`HeaderStyle`]. A refusal is 429 with `Retry-After` and a problem document
+//! that names the limits in `violated-policies`; to a gRPC client it is `RESOURCE_EXHAUSTED`. The inner service is called only
+//! after a request was admitted, and its errors pass through unchanged. Handlers find the [`Decision`] in the request extensions.
+//!
+//! # Features
+//!
+//! - `redis` (default), `sqlite`: the backends. Memory is always there.
+//! - `axum`: [`Decision`] as an extractor, and the peer address of `ConnectInfo`.
+//! - `tracing`: events on the target `tower_ratelimit_redis`. Without them it behaves the same.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(feature = "axum")]
+mod axum;
+mod body;
+mod decision;
+mod error;
+mod fallback;
+mod future;
+mod headers;
+pub mod key;
+mod layer;
+mod limiter;
+mod policy;
+mod reject;
+mod ring;
+mod rings;
+mod service;
+mod store;
+mod trace;
+
+#[cfg(feature = "axum")]
+pub use crate::axum::DecisionRejection;
+pub use crate::{
+    body::ResponseBody,
+    decision::{Decision, LimitState, Source},
+    error::{PolicyError, RateLimitError},
+    fallback::OnFailure,
+    future::ResponseFuture,
+    headers::HeaderStyle,
+    layer::{MissingKey, RateLimitLayer},
+    limiter::{Limiter, LimiterBuilder},
+    policy::{Policy, PolicyBuilder},
+    service::RateLimit,
+};

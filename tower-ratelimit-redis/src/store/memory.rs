@@ -1,0 +1,409 @@
+//! The in-process store: for the memory backend, and for the fallback of the others.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use redis_conn::{Clock, Error, Subject};
+
+use super::Store;
+use crate::{Decision, Policy, rings::Rings};
+
+const SHARDS: usize = 64;
+/// Below this a table is not worth a sweep.
+const SWEEP_FROM: usize = 64;
+/// How often, in microseconds, a full table is swept in vain at most.
+const SWEEP_PAUSE: u64 = 1_000_000;
+/// The longest subject that is kept as it is.
+const MAX_SUBJECT: usize = 64;
+
+/// Counts by policy and subject, in shards with a lock each.
+///
+/// It holds a bounded number of subjects. None is forgotten before its counts have expired, or a refused client could make
+/// room for itself by inventing others; so when a shard is full, newcomers share one entry for each policy.
+pub(crate) struct MemoryStore {
+    clock: Arc<dyn Clock>,
+    capacity: usize,
+    hasher: RandomState,
+    shards: Box<[Mutex<Shard>]>,
+}
+
+/// One table for each policy; a program has few.
+#[derive(Default)]
+struct Shard(Vec<Table>);
+
+struct Table {
+    policy: Arc<str>,
+    entries: HashMap<Box<[u8]>, Entry>,
+    /// Who came when the shard was full.
+    overflow: Option<Entry>,
+    /// The number of entries at which the next sweep pays.
+    sweep_at: usize,
+    swept: u64,
+}
+
+#[derive(Clone)]
+struct Entry {
+    rings: Rings,
+    /// From then on nothing is counted any more.
+    expires: u64,
+}
+
+impl MemoryStore {
+    /// A store for about `capacity` subjects.
+    pub(crate) fn new(clock: Arc<dyn Clock>, capacity: usize) -> Self {
+        Self {
+            clock,
+            capacity: capacity.div_ceil(SHARDS),
+            hasher: RandomState::new(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// Decides at once. This is all of [`Store::decide`] but its being async.
+    pub(crate) fn decide_now(&self, policy: &Policy, subject: &Subject, cost: u32) -> Decision {
+        if cost == 0 {
+            return self.look(policy, subject, 0);
+        }
+        self.with_entry(policy, subject, |entry, now| {
+            let allowed = entry.rings.admit(policy, cost);
+            if allowed {
+                entry.expires = now + policy.lifetime();
+            }
+            Decision::new(policy, &entry.rings, now, cost, allowed)
+        })
+    }
+
+    pub(crate) fn peek_now(&self, policy: &Policy, subject: &Subject) -> Decision {
+        self.look(policy, subject, 1)
+    }
+
+    /// Counts a call that another store has admitted.
+    pub(crate) fn charge(&self, policy: &Policy, subject: &Subject, cost: u32) {
+        if cost > 0 {
+            self.with_entry(policy, subject, |entry, now| {
+                entry.rings.charge(cost);
+                entry.expires = now + policy.lifetime();
+            });
+        }
+    }
+
+    pub(crate) fn forget(&self, policy: &Policy, subject: &Subject) {
+        short(subject, |name| {
+            if let Some(table) = self.shard(name).table_mut(policy) {
+                table.entries.remove(name);
+            }
+        });
+    }
+
+    /// What a call of this cost would meet. It makes no entry.
+    fn look(&self, policy: &Policy, subject: &Subject, cost: u32) -> Decision {
+        short(subject, |name| {
+            let shard = self.shard(name);
+            let now = self.clock.boot_micros();
+            let stored = shard.table(policy).and_then(|table| table.find(name));
+            let mut rings = match stored {
+                Some(entry) => entry.rings.clone(),
+                None => Rings::new(policy, now),
+            };
+            rings.advance(policy, now);
+            let allowed = rings.fit(policy, cost);
+            Decision::new(policy, &rings, now, cost, allowed)
+        })
+    }
+
+    fn with_entry<T>(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        act: impl FnOnce(&mut Entry, u64) -> T,
+    ) -> T {
+        short(subject, |name| {
+            let mut shard = self.shard(name);
+            // Read under the lock, or a later holder could see an earlier time and take it for a clock that went back.
+            let now = self.clock.boot_micros();
+            shard.with_entry(policy, name, self.capacity, now, |entry| {
+                entry.rings.advance(policy, now);
+                act(entry, now)
+            })
+        })
+    }
+
+    fn shard(&self, name: &[u8]) -> MutexGuard<'_, Shard> {
+        let hash = self.hasher.hash_one(name);
+        let shard = &self.shards[hash as usize % SHARDS];
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Passes on the bytes to file the subject under. Long ones become a digest, which is longer than any subject that is kept as
+/// it is and so equals none of them: memory is bounded also where clients choose their keys.
+fn short<T>(subject: &Subject, act: impl FnOnce(&[u8]) -> T) -> T {
+    let bytes = subject.as_bytes();
+    if bytes.len() <= MAX_SUBJECT {
+        return act(bytes);
+    }
+    let mut digest = [0; MAX_SUBJECT + 1];
+    blake3::Hasher::new()
+        .update(bytes)
+        .finalize_xof()
+        .fill(&mut digest);
+    act(&digest)
+}
+
+impl Shard {
+    fn table(&self, policy: &Policy) -> Option<&Table> {
+        self.0.iter().find(|table| table.is_of(policy))
+    }
+
+    fn table_mut(&mut self, policy: &Policy) -> Option<&mut Table> {
+        self.0.iter_mut().find(|table| table.is_of(policy))
+    }
+
+    /// Acts on the entry of a subject, or on the one that it shares.
+    fn with_entry<T>(
+        &mut self,
+        policy: &Policy,
+        name: &[u8],
+        capacity: usize,
+        now: u64,
+        act: impl FnOnce(&mut Entry) -> T,
+    ) -> T {
+        if let Some(entry) = self
+            .table_mut(policy)
+            .and_then(|table| table.entries.get_mut(name))
+        {
+            return act(entry);
+        }
+        if self.table(policy).is_none() {
+            self.0.push(Table::new(policy));
+        }
+        let held: usize = self.0.iter().map(|table| table.entries.len()).sum();
+        let tables = self.0.iter_mut();
+        let mut own = tables.filter(|table| table.is_of(policy));
+        match own.next() {
+            Some(table) => {
+                let room = capacity.saturating_sub(held - table.entries.len());
+                act(table.newcomer(policy, name, room, now))
+            }
+            None => act(&mut Entry::new(policy, now)),
+        }
+    }
+}
+
+impl Table {
+    fn new(policy: &Policy) -> Self {
+        Self {
+            policy: Arc::clone(policy.shared_name()),
+            entries: HashMap::new(),
+            overflow: None,
+            sweep_at: SWEEP_FROM,
+            swept: 0,
+        }
+    }
+
+    fn is_of(&self, policy: &Policy) -> bool {
+        Arc::ptr_eq(&self.policy, policy.shared_name()) || *self.policy == *policy.name()
+    }
+
+    /// An entry for a subject that has none; the shared one if more than `room` subjects are counted.
+    fn newcomer(&mut self, policy: &Policy, name: &[u8], room: usize, now: u64) -> &mut Entry {
+        self.sweep(room, now);
+        self.overflow.take_if(|entry| entry.expires <= now);
+        if self.entries.len() >= room {
+            return self.overflow.get_or_insert_with(|| Entry::new(policy, now));
+        }
+        // What it may have been charged while it shared an entry stays charged.
+        let entry = match &self.overflow {
+            Some(shared) => shared.clone(),
+            None => Entry::new(policy, now),
+        };
+        self.entries
+            .entry(name.into())
+            .insert_entry(entry)
+            .into_mut()
+    }
+
+    /// Drops what has expired. It runs when the number of entries has doubled, so an insertion pays for a few others, and, when
+    /// there is no room, from time to time.
+    fn sweep(&mut self, room: usize, now: u64) {
+        let len = self.entries.len();
+        let full = len >= room && now.abs_diff(self.swept) >= SWEEP_PAUSE;
+        if len < self.sweep_at && !full {
+            return;
+        }
+        self.entries.retain(|_, entry| entry.expires > now);
+        let kept = self.entries.len();
+        self.sweep_at = SWEEP_FROM.max(2 * kept);
+        self.swept = now;
+        self.entries.shrink_to(self.sweep_at);
+    }
+
+    fn find(&self, name: &[u8]) -> Option<&Entry> {
+        // Whoever has no entry might be counted in the shared one.
+        self.entries.get(name).or(self.overflow.as_ref())
+    }
+}
+
+impl Entry {
+    fn new(policy: &Policy, now: u64) -> Self {
+        Self {
+            rings: Rings::new(policy, now),
+            expires: now + policy.lifetime(),
+        }
+    }
+}
+
+impl Store for MemoryStore {
+    async fn decide(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        cost: u32,
+        _: Duration,
+    ) -> Result<Decision, Error> {
+        Ok(self.decide_now(policy, subject, cost))
+    }
+
+    async fn peek(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        _: Duration,
+    ) -> Result<Decision, Error> {
+        Ok(self.peek_now(policy, subject))
+    }
+
+    async fn reset(&self, policy: &Policy, subject: &Subject, _: Duration) -> Result<(), Error> {
+        self.forget(policy, subject);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("capacity", &(self.capacity * SHARDS))
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis_conn::ManualClock;
+
+    use super::*;
+
+    fn policy(max: u64) -> Policy {
+        let policy = Policy::new("test").limit(max, Duration::from_secs(1));
+        policy.build().unwrap()
+    }
+
+    /// A store with one place in each shard.
+    fn tiny() -> (MemoryStore, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::new(1_000_000_000));
+        (MemoryStore::new(Arc::clone(&clock) as _, SHARDS), clock)
+    }
+
+    fn entries(store: &MemoryStore) -> usize {
+        let tables = |shard: &Mutex<Shard>| {
+            let shard = shard.lock().unwrap();
+            shard
+                .0
+                .iter()
+                .map(|table| table.entries.len())
+                .sum::<usize>()
+        };
+        store.shards.iter().map(tables).sum()
+    }
+
+    /// The subjects of one shard: more of them than fit.
+    fn crowd(store: &MemoryStore) -> Vec<Subject> {
+        let shard = |name: &str| store.hasher.hash_one(name.as_bytes()) as usize % SHARDS;
+        let names = (0..).map(|n| format!("subject {n}"));
+        let crowd = names.filter(|name| shard(name) == 0).take(5);
+        crowd.map(Subject::from).collect()
+    }
+
+    #[test]
+    fn a_refused_subject_is_not_pushed_out_by_newcomers() {
+        let (store, _) = tiny();
+        let (policy, crowd) = (policy(1), crowd(&store));
+        assert!(store.decide_now(&policy, &crowd[0], 1).is_allowed());
+        for newcomer in &crowd[1..] {
+            store.decide_now(&policy, newcomer, 1);
+            assert!(!store.decide_now(&policy, &crowd[0], 1).is_allowed());
+        }
+        assert!(entries(&store) <= SHARDS);
+    }
+
+    #[test]
+    fn newcomers_of_a_full_shard_share_their_counts() {
+        let (store, clock) = tiny();
+        let (policy, crowd) = (policy(2), crowd(&store));
+        for subject in &crowd[..3] {
+            assert!(store.decide_now(&policy, subject, 1).is_allowed());
+        }
+        for subject in &crowd[1..] {
+            assert!(!store.peek_now(&policy, subject).is_allowed());
+        }
+
+        // A place becomes free; what was charged together stays charged.
+        store.forget(&policy, &crowd[0]);
+        assert!(!store.decide_now(&policy, &crowd[1], 1).is_allowed());
+        clock.advance(Duration::from_secs(2));
+        assert!(store.decide_now(&policy, &crowd[1], 2).is_allowed());
+    }
+
+    #[test]
+    fn what_has_expired_makes_room() {
+        let (store, clock) = tiny();
+        let policy = policy(1);
+        for round in 0..50 {
+            for n in 0..1_000 {
+                let subject = Subject::from(format!("{round} {n}"));
+                store.decide_now(&policy, &subject, 1);
+            }
+            clock.advance(Duration::from_secs(2));
+            let own = Subject::from(format!("alone in round {round}"));
+            assert!(store.decide_now(&policy, &own, 1).is_allowed());
+        }
+        assert!(entries(&store) <= SHARDS);
+    }
+
+    #[test]
+    fn expired_entries_do_not_pile_up_below_the_capacity() {
+        let clock = Arc::new(ManualClock::new(0));
+        let store = MemoryStore::new(Arc::clone(&clock) as _, 1_000_000);
+        let policy = policy(1);
+        for n in 0..100_000_u32 {
+            store.decide_now(&policy, &Subject::new(n.to_le_bytes()), 1);
+            clock.advance(Duration::from_millis(1));
+        }
+        // About a thousand are live at any time.
+        assert!(entries(&store) < 4 * SWEEP_FROM * SHARDS);
+    }
+
+    #[test]
+    fn a_look_makes_no_entry() {
+        let (store, _) = tiny();
+        store.peek_now(&policy(1), &Subject::from("a"));
+        store.decide_now(&policy(1), &Subject::from("a"), 0);
+        assert_eq!(entries(&store), 0);
+    }
+
+    #[test]
+    fn long_subjects_are_apart_and_stored_short() {
+        let (store, _) = tiny();
+        let long = |last: char| Subject::from(format!("{}{last}", "x".repeat(10_000)));
+        let policy = policy(1);
+        assert!(store.decide_now(&policy, &long('a'), 1).is_allowed());
+        assert!(!store.decide_now(&policy, &long('a'), 1).is_allowed());
+        assert!(short(&long('a'), |name| name.to_owned()) != short(&long('b'), <[u8]>::to_owned));
+        assert_eq!(short(&long('a'), <[u8]>::len), 65);
+    }
+}

@@ -1,0 +1,431 @@
+//! What every store promises, on all three backends with the same assertions.
+#![cfg(all(feature = "redis", feature = "sqlite"))]
+#![allow(
+    clippy::unwrap_used,
+    reason = "what cannot be unwrapped fails the test"
+)]
+
+mod fixture;
+
+use std::time::Duration;
+
+use fixture::{Fixture, START};
+use redis_conn::ErrorKind;
+use tower_ratelimit_redis::{Decision, Limiter, OnFailure, Policy, RateLimitError, Source};
+
+/// Long enough that no key of a frozen clock expires by the server's own, and not divisible by 32.
+const WINDOW: Duration = Duration::from_micros(3_600_000_007);
+const HOUR: u64 = 3_600_000_007;
+
+fn policy(max: u64) -> Policy {
+    Policy::new("test").limit(max, WINDOW).build().unwrap()
+}
+
+/// A limiter that hides no failure of the store behind another decision.
+fn limiter(fixture: &impl Fixture) -> Limiter {
+    strict(fixture.backend())
+}
+
+fn strict(backend: &redis_conn::Backend) -> Limiter {
+    Limiter::builder(backend)
+        .on_failure(OnFailure::Closed)
+        .timeout(Duration::from_secs(10))
+        .build()
+        .unwrap()
+}
+
+async fn check(limiter: &Limiter, policy: &Policy, subject: &str, cost: u64) -> Decision {
+    let decision = limiter.check(policy, subject, cost).await.unwrap();
+    assert_eq!(decision.source(), Source::Store);
+    decision
+}
+
+fn remaining(decision: &Decision) -> Vec<u64> {
+    decision
+        .limits()
+        .iter()
+        .map(|limit| limit.remaining)
+        .collect()
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap()
+}
+
+mod cases {
+    use super::*;
+
+    pub(super) async fn a_subject_is_admitted_up_to_its_limit(fixture: &impl Fixture) {
+        let (limiter, policy) = (limiter(fixture), policy(3));
+        for left in [2, 1, 0] {
+            let decision = check(&limiter, &policy, "a", 1).await;
+            assert!(decision.is_allowed());
+            assert_eq!(decision.retry_after(), None);
+            assert_eq!(remaining(&decision), [left]);
+        }
+        let refused = check(&limiter, &policy, "a", 1).await;
+        assert!(!refused.is_allowed());
+        assert_eq!(remaining(&refused), [0]);
+        assert!(refused.retry_after() > Some(WINDOW));
+    }
+
+    pub(super) async fn subjects_and_policies_are_apart(fixture: &impl Fixture) {
+        let (limiter, one) = (limiter(fixture), policy(1));
+        let other = Policy::new("other").limit(1, WINDOW).build().unwrap();
+        let long = "x".repeat(1_000);
+        for subject in ["a", "b", "", "{a}", "a:test", &long] {
+            for policy in [&one, &other] {
+                assert!(check(&limiter, policy, subject, 1).await.is_allowed());
+                assert!(!check(&limiter, policy, subject, 1).await.is_allowed());
+            }
+        }
+    }
+
+    pub(super) async fn handles_of_one_backend_share_their_counts(fixture: &impl Fixture) {
+        let (first, second) = (limiter(fixture), limiter(fixture));
+        assert!(check(&first, &policy(1), "a", 1).await.is_allowed());
+        assert!(!check(&second, &policy(1), "a", 1).await.is_allowed());
+        assert!(!check(&first.clone(), &policy(1), "a", 1).await.is_allowed());
+    }
+
+    pub(super) async fn all_limits_are_charged_or_none(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let policy = Policy::new("test")
+            .limit(2, WINDOW)
+            .limit(3, 10 * WINDOW)
+            .build()
+            .unwrap();
+        assert_eq!(remaining(&check(&limiter, &policy, "a", 2).await), [0, 1]);
+        let before = fixture.stored().await;
+        let refused = check(&limiter, &policy, "a", 1).await;
+        assert!(!refused.is_allowed());
+        assert_eq!(
+            remaining(&refused),
+            [0, 1],
+            "the second had room and was not charged"
+        );
+        assert!(
+            refused.retry_after() < Some(2 * WINDOW),
+            "the first limit refused"
+        );
+        assert_eq!(fixture.stored().await, before);
+
+        // Now the first has room again, and the second refuses two.
+        fixture.set(START + 2 * HOUR).await;
+        let refused = check(&limiter, &policy, "a", 2).await;
+        assert!(!refused.is_allowed());
+        assert_eq!(remaining(&refused), [2, 1]);
+        assert!(
+            refused.retry_after() > Some(8 * WINDOW),
+            "the second limit refused"
+        );
+        assert_eq!(fixture.stored().await, before);
+        assert_eq!(remaining(&check(&limiter, &policy, "a", 1).await), [1, 0]);
+    }
+
+    pub(super) async fn a_refusal_writes_nothing(fixture: &impl Fixture) {
+        let (limiter, policy) = (limiter(fixture), policy(1));
+        check(&limiter, &policy, "a", 1).await;
+        let before = fixture.stored().await;
+        for step in 1..=33 {
+            fixture.set(START + step * HOUR / 40).await;
+            assert!(!check(&limiter, &policy, "a", 1).await.is_allowed());
+        }
+        assert_eq!(fixture.stored().await, before);
+    }
+
+    pub(super) async fn a_look_writes_nothing(fixture: &impl Fixture) {
+        let (limiter, policy) = (limiter(fixture), policy(2));
+        let seen = limiter.peek(&policy, "a").await.unwrap();
+        assert!(seen.is_allowed());
+        assert_eq!(remaining(&seen), [2]);
+        assert_eq!(seen.limits()[0].reset_after, Duration::ZERO);
+        assert_eq!(remaining(&check(&limiter, &policy, "a", 0).await), [2]);
+        assert!(
+            fixture
+                .stored()
+                .await
+                .is_none_or(|stored| stored.is_empty())
+        );
+
+        check(&limiter, &policy, "a", 2).await;
+        let before = fixture.stored().await;
+        let seen = limiter.peek(&policy, "a").await.unwrap();
+        assert!(!seen.is_allowed() && seen.retry_after() > Some(WINDOW));
+        assert_eq!(seen.source(), Source::Store);
+        let nothing = check(&limiter, &policy, "a", 0).await;
+        assert!(
+            nothing.is_allowed(),
+            "nothing fits even where nothing is left"
+        );
+        assert_eq!(fixture.stored().await, before);
+    }
+
+    pub(super) async fn a_reset_forgets_one_subject_under_one_policy(fixture: &impl Fixture) {
+        let (limiter, one) = (limiter(fixture), policy(1));
+        let other = Policy::new("other").limit(1, WINDOW).build().unwrap();
+        for (policy, subject) in [(&one, "a"), (&one, "b"), (&other, "a")] {
+            check(&limiter, policy, subject, 1).await;
+        }
+        limiter.reset(&one, "a").await.unwrap();
+        assert!(check(&limiter, &one, "a", 1).await.is_allowed());
+        assert!(!check(&limiter, &one, "b", 1).await.is_allowed());
+        assert!(!check(&limiter, &other, "a", 1).await.is_allowed());
+        limiter.reset(&one, "never seen").await.unwrap();
+    }
+
+    pub(super) async fn a_unit_expires_at_the_microsecond(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        for window in [HOUR, HOUR + 1, 3_200_000_000, 1_000_000_000_000] {
+            let policy = Policy::new(format!("of-{window}"));
+            let policy = policy
+                .limit(1, Duration::from_micros(window))
+                .build()
+                .unwrap();
+            for begin in [
+                START,
+                START + 1,
+                START / window * window,
+                START / window * window - 1,
+            ] {
+                fixture.set(begin).await;
+                limiter.reset(&policy, "a").await.unwrap();
+                let admitted = check(&limiter, &policy, "a", 1).await;
+                let wait = micros(admitted.limits()[0].reset_after);
+                assert!(wait > window, "counted for the whole window");
+                assert!((wait - 1) * 32 < window * 33, "and less than a 32nd more");
+
+                for (after, admitted) in [(window, false), (wait - 1, false), (wait, true)] {
+                    fixture.set(begin + after).await;
+                    let seen = limiter.peek(&policy, "a").await.unwrap();
+                    assert_eq!(seen.is_allowed(), admitted, "{after} of {window}");
+                    let left = (!admitted).then(|| Duration::from_micros(wait - after));
+                    assert_eq!(seen.retry_after(), left);
+                    let decision = check(&limiter, &policy, "a", 1).await;
+                    assert_eq!(decision.is_allowed(), admitted, "{after} of {window}");
+                }
+            }
+        }
+    }
+
+    pub(super) async fn after_a_long_time_everything_is_free(fixture: &impl Fixture) {
+        let (limiter, policy) = (limiter(fixture), policy(4));
+        for (round, after) in [0, 2 * HOUR, 100 * HOUR, 100_000 * HOUR]
+            .into_iter()
+            .enumerate()
+        {
+            fixture.set(START + after).await;
+            let decision = check(&limiter, &policy, "a", 4).await;
+            assert!(decision.is_allowed(), "round {round}");
+        }
+    }
+
+    pub(super) async fn the_oldest_units_are_free_first(fixture: &impl Fixture) {
+        let (limiter, policy) = (limiter(fixture), policy(6));
+        for (cost, after) in [(1, 0), (2, HOUR / 4), (3, HOUR / 2)] {
+            fixture.set(START + after).await;
+            assert!(check(&limiter, &policy, "a", cost).await.is_allowed());
+        }
+        let waits: Vec<Duration> = [
+            check(&limiter, &policy, "a", 1).await,
+            check(&limiter, &policy, "a", 2).await,
+            check(&limiter, &policy, "a", 4).await,
+        ]
+        .iter()
+        .map(|refused| refused.retry_after().unwrap())
+        .collect();
+        assert!(waits[0] > WINDOW / 2 && waits[0] < WINDOW * 3 / 4);
+        assert!(waits[1] > WINDOW * 3 / 4 && waits[1] < WINDOW);
+        assert!(waits[2] > WINDOW);
+        fixture.set(START + HOUR / 2 + micros(waits[1])).await;
+        assert_eq!(remaining(&check(&limiter, &policy, "a", 2).await), [1]);
+    }
+
+    pub(super) async fn a_clock_that_went_back_locks_nobody_out(fixture: &impl Fixture) {
+        let (limiter, policy) = (limiter(fixture), policy(2));
+        check(&limiter, &policy, "a", 1).await;
+        fixture.set(START + HOUR / 4).await;
+        check(&limiter, &policy, "a", 1).await;
+
+        let back = START - 1_000 * HOUR;
+        fixture.set(back).await;
+        let refused = check(&limiter, &policy, "a", 1).await;
+        assert!(!refused.is_allowed(), "what was charged stays charged");
+        let wait = micros(refused.retry_after().unwrap());
+        assert!(wait < HOUR * 33 / 32, "but not longer than ever");
+        assert!(wait > HOUR * 23 / 32, "and as old as it was");
+        let before = fixture.stored().await;
+        for step in 1..32 {
+            fixture.set(back + step * wait / 32).await;
+            let refused = check(&limiter, &policy, "a", 1).await;
+            let left = Duration::from_micros(wait - step * wait / 32);
+            assert_eq!(refused.retry_after(), Some(left), "refusals let it age");
+        }
+        assert_eq!(fixture.stored().await, before, "one refusal sets the clock");
+
+        fixture.set(back + wait).await;
+        assert!(check(&limiter, &policy, "a", 1).await.is_allowed());
+        assert!(!check(&limiter, &policy, "a", 1).await.is_allowed());
+    }
+
+    pub(super) async fn a_cost_that_never_fits_is_an_error(fixture: &impl Fixture) {
+        let (limiter, policy) = (limiter(fixture), policy(5));
+        for cost in [6, u64::from(u32::MAX) + 1, u64::MAX] {
+            let error = limiter.check(&policy, "a", cost).await.unwrap_err();
+            let RateLimitError::CostExceedsLimit { cost: found, limit } = error else {
+                panic!("{error:?}");
+            };
+            assert_eq!((found, limit), (cost, 5));
+        }
+        assert_eq!(remaining(&check(&limiter, &policy, "a", 5).await), [0]);
+    }
+
+    pub(super) async fn the_largest_limit_is_counted(fixture: &impl Fixture) {
+        let max = u64::from(u32::MAX);
+        let (limiter, policy) = (limiter(fixture), policy(max));
+        assert_eq!(
+            remaining(&check(&limiter, &policy, "a", max - 1).await),
+            [1]
+        );
+        fixture.set(START + HOUR / 2).await;
+        assert!(!check(&limiter, &policy, "a", 2).await.is_allowed());
+        assert!(check(&limiter, &policy, "a", 1).await.is_allowed());
+        assert!(!check(&limiter, &policy, "a", max).await.is_allowed());
+    }
+
+    pub(super) async fn namespaces_are_apart(fixture: &impl Fixture) {
+        let other = fixture.backend().namespace("other").unwrap();
+        let (limiter, other) = (limiter(fixture), strict(&other));
+        let policy = policy(1);
+        assert!(check(&limiter, &policy, "a", 1).await.is_allowed());
+        assert!(check(&other, &policy, "a", 1).await.is_allowed());
+        other.reset(&policy, "a").await.unwrap();
+        assert!(!check(&limiter, &policy, "a", 1).await.is_allowed());
+        assert!(check(&other, &policy, "a", 1).await.is_allowed());
+    }
+
+    pub(super) async fn another_policy_of_one_name_keeps_the_windows_they_share(
+        fixture: &impl Fixture,
+    ) {
+        let limiter = limiter(fixture);
+        let old = Policy::new("test").limit(5, WINDOW).limit(9, 2 * WINDOW);
+        let new = Policy::new("test").limit(100, 3 * WINDOW).limit(4, WINDOW);
+        let (old, new) = (old.build().unwrap(), new.build().unwrap());
+        check(&limiter, &old, "a", 3).await;
+        assert_eq!(remaining(&limiter.peek(&new, "a").await.unwrap()), [100, 1]);
+        assert!(!check(&limiter, &new, "a", 2).await.is_allowed());
+        assert_eq!(remaining(&check(&limiter, &new, "a", 1).await), [99, 0]);
+        assert_eq!(remaining(&check(&limiter, &old, "a", 1).await), [0, 8]);
+    }
+
+    pub(super) async fn a_foreign_value_is_left_alone(fixture: &impl Fixture) {
+        let (limiter, policy) = (limiter(fixture), policy(5));
+        check(&limiter, &policy, "a", 1).await;
+        let Some(good) = fixture.stored().await else {
+            return;
+        };
+        let good = &good[0].1;
+        let mut of_tomorrow = good.clone();
+        of_tomorrow[0] = 2;
+        let mut too_many = good.clone();
+        too_many[1] = 2;
+        let (short, long) = (&good[..good.len() - 1], [good, &[0][..]].concat());
+        let values: [&[u8]; 7] = [
+            b"garbage",
+            &[1],
+            &[1, 0, 0],
+            &of_tomorrow,
+            &too_many,
+            short,
+            &long,
+        ];
+        for value in values {
+            fixture.spoil(value).await;
+            let before = fixture.stored().await;
+            for found in [
+                limiter.check(&policy, "a", 1).await,
+                limiter.check(&policy, "a", 0).await,
+                limiter.peek(&policy, "a").await,
+            ] {
+                let Err(RateLimitError::Store(error)) = found else {
+                    panic!("{value:?} gave {found:?}");
+                };
+                assert_eq!(*error.kind(), ErrorKind::Corrupt);
+            }
+            assert_eq!(fixture.stored().await, before);
+        }
+        // The failure policy serves here too, and a reset repairs it.
+        let local = Limiter::new(fixture.backend());
+        let decision = local.check(&policy, "a", 1).await.unwrap();
+        assert_eq!(decision.source(), Source::Local);
+        limiter.reset(&policy, "a").await.unwrap();
+        assert_eq!(remaining(&check(&limiter, &policy, "a", 1).await), [4]);
+    }
+
+    /// The bytes that are stored by version 1: later versions have to read them.
+    pub(super) async fn the_layout_is_that_of_version_1(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let policy = Policy::new("test").limit(9, WINDOW).limit(9, 2 * WINDOW);
+        let policy = policy.build().unwrap();
+        let bucket = |window: u64, t: u64| t / window * 32 + t % window * 32 / window;
+        check(&limiter, &policy, "user:42", 2).await;
+        let later = START + HOUR / 2;
+        fixture.set(later).await;
+        check(&limiter, &policy, "user:42", 3).await;
+
+        let Some(stored) = fixture.stored().await else {
+            return;
+        };
+        let mut value = vec![1, 2];
+        for window in [HOUR, 2 * HOUR] {
+            let (first, head) = (bucket(window, START), bucket(window, later));
+            value.extend(window.to_le_bytes());
+            value.extend(head.to_le_bytes());
+            value.extend(5_u32.to_le_bytes());
+            for slot in (head - 32)..=head {
+                let count = u32::from(slot == first) * 2 + u32::from(slot == head) * 3;
+                value.extend(count.to_le_bytes());
+            }
+        }
+        let key = "tk:r1:{f49f43b3fe0e798d5e9998bc25e356f2}:test";
+        assert_eq!(stored, [(key.to_owned(), value)]);
+    }
+}
+
+macro_rules! on_each_backend {
+    ($($case:ident)+) => {
+        on_each_backend!(@ memory Memory $($case)+);
+        on_each_backend!(@ sqlite Sqlite $($case)+);
+        on_each_backend!(@ redis Redis $($case)+);
+    };
+    (@ $module:ident $fixture:ident $($case:ident)+) => {
+        mod $module {
+            $(
+                #[tokio::test]
+                async fn $case() {
+                    super::cases::$case(&super::fixture::$fixture::start().await).await;
+                }
+            )+
+        }
+    };
+}
+
+on_each_backend! {
+    a_subject_is_admitted_up_to_its_limit
+    subjects_and_policies_are_apart
+    handles_of_one_backend_share_their_counts
+    all_limits_are_charged_or_none
+    a_refusal_writes_nothing
+    a_look_writes_nothing
+    a_reset_forgets_one_subject_under_one_policy
+    a_unit_expires_at_the_microsecond
+    after_a_long_time_everything_is_free
+    the_oldest_units_are_free_first
+    a_clock_that_went_back_locks_nobody_out
+    a_cost_that_never_fits_is_an_error
+    the_largest_limit_is_counted
+    namespaces_are_apart
+    another_policy_of_one_name_keeps_the_windows_they_share
+    a_foreign_value_is_left_alone
+    the_layout_is_that_of_version_1
+}
