@@ -68,7 +68,7 @@ impl BackendBuilder {
     ///
     /// # Errors
     ///
-    /// [`Config`](ErrorKind::Config) if the namespace is not valid.
+    /// [`Config`](crate::ErrorKind::Config) if the namespace is not valid.
     pub fn memory(self) -> Result<Backend, Error> {
         let engine = Engine::Memory(watch::Sender::new(State::Connected));
         self.finish(engine, Arc::default(), CancellationToken::new())
@@ -78,8 +78,8 @@ impl BackendBuilder {
     ///
     /// # Errors
     ///
-    /// [`Config`](ErrorKind::Config) if the namespace is not valid, the path cannot be used or the feature `sqlite` is off;
-    /// [`Corrupt`](ErrorKind::Corrupt) if the file is no database of this crate; [`Timeout`](ErrorKind::Timeout) if other processes
+    /// [`Config`](crate::ErrorKind::Config) if the namespace is not valid, the path cannot be used or the feature `sqlite` is off;
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if the file is no database of this crate; [`Timeout`](crate::ErrorKind::Timeout) if other processes
     /// kept it locked.
     pub async fn sqlite(self, path: impl AsRef<Path>) -> Result<Backend, Error> {
         #[cfg(feature = "sqlite")]
@@ -102,7 +102,7 @@ impl BackendBuilder {
     ///
     /// # Errors
     ///
-    /// [`Config`](ErrorKind::Config) if the namespace is not valid, if this is called outside of a Tokio runtime, or if the
+    /// [`Config`](crate::ErrorKind::Config) if the namespace is not valid, if this is called outside of a Tokio runtime, or if the
     /// feature `redis` is off.
     pub fn redis(self, config: crate::Config) -> Result<Backend, Error> {
         #[cfg(feature = "redis")]
