@@ -62,6 +62,7 @@
 //! 1.89.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod audit;
 mod backend;
 mod builder;
 mod bus;
@@ -88,6 +89,7 @@ mod sqlite;
 pub mod raw;
 
 pub use crate::{
+    audit::Audit,
     backend::Backend,
     builder::BackendBuilder,
     bus::{Bus, Event, Message, Subscription},

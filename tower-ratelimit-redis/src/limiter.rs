@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use redis_conn::{Backend, Error, ErrorKind, Part, Subject};
+use redis_conn::{Audit, Backend, Error, ErrorKind, Part, Subject};
 
 use crate::{
     Decision, OnFailure, Policy, RateLimitError,
     fallback::Fallback,
-    store::{AnyStore, MemoryStore, Store},
+    store::{AnyStore, MemoryStore, Store, digest},
 };
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(100);
@@ -140,7 +140,7 @@ impl Limiter {
         }
     }
 
-    /// Forgets all that `subject` was charged under `policy`.
+    /// Forgets all that `subject` was charged under `policy`. It overrules the policy, therefore it is audited.
     ///
     /// The fallback of other processes keeps its own counts; they expire.
     ///
@@ -150,11 +150,12 @@ impl Limiter {
     ///
     /// # Cancel safety
     ///
-    /// A dropped call may or may not have taken effect.
+    /// A dropped call may or may not have taken effect, and is not audited.
     pub fn reset(
         &self,
         policy: &Policy,
         subject: impl Into<Subject>,
+        audit: &Audit,
     ) -> impl Future<Output = Result<(), RateLimitError>> + Send {
         let subject = subject.into();
         async move {
@@ -164,7 +165,10 @@ impl Limiter {
                 timeout,
             } = &*self.0;
             fallback.reset(policy, &subject);
-            Ok(store.reset(policy, &subject, *timeout).await?)
+            let outcome = store.reset(policy, &subject, *timeout).await;
+            let object = format_args!("{} {}", policy.name(), digest(&subject));
+            audit.record("rate limit reset", object, &outcome);
+            Ok(outcome?)
         }
     }
 }

@@ -14,6 +14,10 @@ use redis_conn::ErrorKind;
 use tower_ratelimit_redis::{Decision, Limiter, OnFailure, Policy, RateLimitError, Source};
 
 /// Long enough that no key of a frozen clock expires by the server's own, and not divisible by 32.
+fn audit() -> redis_conn::Audit {
+    redis_conn::Audit::new("test", "to begin anew")
+}
+
 const WINDOW: Duration = Duration::from_micros(3_600_000_007);
 const HOUR: u64 = 3_600_000_007;
 
@@ -167,11 +171,11 @@ mod cases {
         for (policy, subject) in [(&one, "a"), (&one, "b"), (&other, "a")] {
             check(&limiter, policy, subject, 1).await;
         }
-        limiter.reset(&one, "a").await.unwrap();
+        limiter.reset(&one, "a", &audit()).await.unwrap();
         assert!(check(&limiter, &one, "a", 1).await.is_allowed());
         assert!(!check(&limiter, &one, "b", 1).await.is_allowed());
         assert!(!check(&limiter, &other, "a", 1).await.is_allowed());
-        limiter.reset(&one, "never seen").await.unwrap();
+        limiter.reset(&one, "never seen", &audit()).await.unwrap();
     }
 
     pub(super) async fn a_unit_expires_at_the_microsecond(fixture: &impl Fixture) {
@@ -189,7 +193,7 @@ mod cases {
                 START / window * window - 1,
             ] {
                 fixture.set(begin).await;
-                limiter.reset(&policy, "a").await.unwrap();
+                limiter.reset(&policy, "a", &audit()).await.unwrap();
                 let admitted = check(&limiter, &policy, "a", 1).await;
                 let wait = micros(admitted.limits()[0].reset_after);
                 assert!(wait > window, "counted for the whole window");
@@ -299,7 +303,7 @@ mod cases {
         let policy = policy(1);
         assert!(check(&limiter, &policy, "a", 1).await.is_allowed());
         assert!(check(&other, &policy, "a", 1).await.is_allowed());
-        other.reset(&policy, "a").await.unwrap();
+        other.reset(&policy, "a", &audit()).await.unwrap();
         assert!(!check(&limiter, &policy, "a", 1).await.is_allowed());
         assert!(check(&other, &policy, "a", 1).await.is_allowed());
     }
@@ -358,7 +362,7 @@ mod cases {
         let local = Limiter::new(fixture.backend());
         let decision = local.check(&policy, "a", 1).await.unwrap();
         assert_eq!(decision.source(), Source::Local);
-        limiter.reset(&policy, "a").await.unwrap();
+        limiter.reset(&policy, "a", &audit()).await.unwrap();
         assert_eq!(remaining(&check(&limiter, &policy, "a", 1).await), [4]);
     }
 

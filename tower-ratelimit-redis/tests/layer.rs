@@ -25,6 +25,10 @@ use tower_ratelimit_redis::{
 type Body = Full<Bytes>;
 
 /// A moment on which buckets of whole milliseconds begin, so that whole windows have round times.
+fn audit() -> redis_conn::Audit {
+    redis_conn::Audit::new("test", "to begin anew")
+}
+
 const START: u64 = 1_000_000_000_000;
 
 fn limiter() -> Limiter {
@@ -583,7 +587,7 @@ mod keys {
         assert_eq!(statuses(&service, requests()).await, [200; 3]);
         for subject in ["header:x-api-key:k", "ip:192.0.2.1", "ip:2001:db8::"] {
             assert!(!limiter.peek(&policy, subject).await.unwrap().is_allowed());
-            limiter.reset(&policy, subject).await.unwrap();
+            limiter.reset(&policy, subject, &audit()).await.unwrap();
         }
         assert_eq!(statuses(&service, requests()).await, [200; 3]);
     }

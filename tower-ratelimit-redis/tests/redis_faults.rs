@@ -20,6 +20,10 @@ use tower_ratelimit_redis::{
 };
 
 /// Ten times the timeout of a decision and 50 ms, and at least 2 s: only a hang takes so long.
+fn audit() -> redis_conn::Audit {
+    redis_conn::Audit::new("test", "to begin anew")
+}
+
 const DECISION: Duration = Duration::from_secs(2);
 /// Ten times the 2 s within which the store decides again.
 const RECOVERY: Duration = Duration::from_secs(20);
@@ -121,7 +125,11 @@ async fn a_frozen_server_is_decided_for_by_the_failure_policy() {
         .await
         .unwrap_err();
     assert!(matches!(error, RateLimitError::Store(_)), "{error:?}");
-    assert!(soon(DECISION, local.reset(&policy, "b")).await.is_err());
+    assert!(
+        soon(DECISION, local.reset(&policy, "b", &audit()))
+            .await
+            .is_err()
+    );
     assert_eq!(health(&backend), Status::Degraded);
 
     server.thaw();

@@ -1,0 +1,97 @@
+//! Two services on one server, and on one file, never meet.
+#![cfg(all(feature = "redis", feature = "sqlite"))]
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use std::time::Duration;
+
+use redis_conn::{Backend, Config, Event, raw::sql::Connection};
+use testkit::RedisServer;
+use tower_ratelimit_redis::{Limiter, OnFailure, Policy, Source};
+
+const LONG: Duration = Duration::from_secs(20);
+const USER: &str = "user:42";
+
+struct Service {
+    backend: Backend,
+    limiter: Limiter,
+}
+
+impl Service {
+    fn new(backend: &Backend, namespace: &str) -> Self {
+        let backend = backend.namespace(namespace).unwrap();
+        let limiter = Limiter::builder(&backend)
+            .timeout(LONG)
+            .on_failure(OnFailure::Closed)
+            .build()
+            .unwrap();
+        Self { backend, limiter }
+    }
+
+    async fn admits(&self) -> bool {
+        let hour = Duration::from_secs(3600);
+        let policy = Policy::new("api").limit(1, hour).build().unwrap();
+        let decision = self.limiter.check(&policy, USER, 1).await.unwrap();
+        assert_eq!(decision.source(), Source::Store);
+        decision.is_allowed()
+    }
+}
+
+/// `wipe` removes all that the first namespace has stored.
+async fn never_meet(backend: Backend, wipe: impl AsyncFnOnce(&str)) {
+    let (shop, blog) = (
+        Service::new(&backend, "shop"),
+        Service::new(&backend, "blog"),
+    );
+    let mut heard = shop.backend.bus().subscribe("news").await.unwrap();
+    blog.backend.bus().publish("news", b"blog").await.unwrap();
+    shop.backend.bus().publish("news", b"shop").await.unwrap();
+    let event = tokio::time::timeout(LONG, heard.recv()).await.unwrap();
+    let Some(Event::Message(message)) = event else {
+        panic!("expected a message, found {event:?}");
+    };
+    assert_eq!(message.payload(), b"shop");
+
+    assert!(shop.admits().await);
+    assert!(
+        blog.admits().await,
+        "the same policy and user, but not the same limit"
+    );
+    assert!(!shop.admits().await && !blog.admits().await);
+
+    wipe("shop").await;
+    assert!(shop.admits().await, "it was wiped");
+    assert!(!blog.admits().await, "it was not");
+}
+
+#[tokio::test]
+async fn on_one_server() {
+    let server = RedisServer::start().await;
+    let backend = Backend::redis(Config::from_url(&server.url()).unwrap()).unwrap();
+    backend.ready(LONG).await.unwrap();
+    never_meet(backend, async |namespace| {
+        let prefix = format!("{namespace}:");
+        let keys = server.keys().await;
+        let own: Vec<_> = keys.iter().filter(|key| key.starts_with(&prefix)).collect();
+        assert_eq!((own.len(), keys.len()), (1, 2));
+        let mut connection = server.connection().await;
+        let _: u64 = redis::cmd("DEL")
+            .arg(own)
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn on_one_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("shared.db");
+    let backend = Backend::sqlite(&path).await.unwrap();
+    never_meet(backend, async |namespace| {
+        let file = Connection::open(&path).unwrap();
+        let delete = "DELETE FROM tk_limit WHERE key GLOB ?1 || ':*'";
+        assert_eq!(file.execute(delete, [namespace]).unwrap(), 1);
+    })
+    .await;
+}
