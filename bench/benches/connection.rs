@@ -18,9 +18,16 @@ fn get(criterion: &mut Criterion) {
     let backend = runtime.block_on(backend(&server.url()));
     runtime.block_on(async {
         let mut connection = bare.clone();
-        let _: () = redis::cmd("SET").arg(KEY).arg([b'x'; 32]).query_async(&mut connection).await.expect("SET");
+        let _: () = redis::cmd("SET")
+            .arg(KEY)
+            .arg([b'x'; 32])
+            .query_async(&mut connection)
+            .await
+            .expect("SET");
     });
-    let Engine::Redis(ours) = backend.engine() else { panic!("not redis") };
+    let Engine::Redis(ours) = backend.engine() else {
+        panic!("not redis")
+    };
 
     let mut group = criterion.benchmark_group("get");
     group.throughput(Throughput::Elements(1));
@@ -31,7 +38,11 @@ fn get(criterion: &mut Criterion) {
                 closed_loop(tasks, total, move |_| {
                     let mut connection = connection.clone();
                     async move {
-                        let value: Vec<u8> = redis::cmd("GET").arg(KEY).query_async(&mut connection).await.expect("GET");
+                        let value: Vec<u8> = redis::cmd("GET")
+                            .arg(KEY)
+                            .query_async(&mut connection)
+                            .await
+                            .expect("GET");
                         assert_eq!(value.len(), 32);
                     }
                 })
@@ -44,7 +55,11 @@ fn get(criterion: &mut Criterion) {
                     let redis = redis.clone();
                     async move {
                         let call = Call::new("GET", Class::Idempotent).arg(KEY);
-                        let value = redis.call(call, DEADLINE).await.and_then(|reply| reply.bytes()).expect("GET");
+                        let value = redis
+                            .call(call, DEADLINE)
+                            .await
+                            .and_then(|reply| reply.bytes())
+                            .expect("GET");
                         assert_eq!(value.expect("a value").len(), 32);
                     }
                 })
@@ -57,7 +72,11 @@ fn get(criterion: &mut Criterion) {
                     let pool = pool.clone();
                     async move {
                         let mut connection = pool.get().await.expect("a connection");
-                        let value: Vec<u8> = redis::cmd("GET").arg(KEY).query_async(&mut *connection).await.expect("GET");
+                        let value: Vec<u8> = redis::cmd("GET")
+                            .arg(KEY)
+                            .query_async(&mut *connection)
+                            .await
+                            .expect("GET");
                         assert_eq!(value.len(), 32);
                     }
                 })

@@ -25,7 +25,10 @@ redis.call('SET', KEYS[1], string.format('%.0f', tat + interval), 'PX', 60000)
 return 1";
 
 fn policy() -> Policy {
-    Policy::new("bench").limit(LIMIT, Duration::from_secs(60)).build().expect("a policy")
+    Policy::new("bench")
+        .limit(LIMIT, Duration::from_secs(60))
+        .build()
+        .expect("a policy")
 }
 
 fn subject(n: u64) -> String {
@@ -35,7 +38,12 @@ fn subject(n: u64) -> String {
 /// One call of a script by its digest.
 fn evalsha(digest: &str, subject: &str) -> redis::Cmd {
     let mut command = redis::cmd("EVALSHA");
-    command.arg(digest).arg(1).arg(format!("bench:{{{subject}}}")).arg(1).arg(60_000_000);
+    command
+        .arg(digest)
+        .arg(1)
+        .arg(format!("bench:{{{subject}}}"))
+        .arg(1)
+        .arg(60_000_000);
     command
 }
 
@@ -52,7 +60,12 @@ fn redis(criterion: &mut Criterion) {
         .expect("a limiter");
     let load = async |text: &str| -> String {
         let mut connection = bare.clone();
-        redis::cmd("SCRIPT").arg("LOAD").arg(text).query_async(&mut connection).await.expect("SCRIPT LOAD")
+        redis::cmd("SCRIPT")
+            .arg("LOAD")
+            .arg(text)
+            .query_async(&mut connection)
+            .await
+            .expect("SCRIPT LOAD")
     };
     let noop = runtime.block_on(load(NOOP));
     let gcra = runtime.block_on(load(GCRA));
@@ -60,14 +73,19 @@ fn redis(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("check");
     group.throughput(Throughput::Elements(1));
     for tasks in TASKS {
-        for (name, digest) in [("bare, script `return 1`", &noop), ("bare, minimal GCRA script", &gcra)] {
+        for (name, digest) in [
+            ("bare, script `return 1`", &noop),
+            ("bare, minimal GCRA script", &gcra),
+        ] {
             group.bench_function(BenchmarkId::new(name, tasks), |bencher| {
                 bencher.to_async(&runtime).iter_custom(|total| {
                     let (connection, digest) = (bare.clone(), digest.clone());
                     closed_loop(tasks, total, move |n| {
-                        let (mut connection, command) = (connection.clone(), evalsha(&digest, &subject(n)));
+                        let (mut connection, command) =
+                            (connection.clone(), evalsha(&digest, &subject(n)));
                         async move {
-                            let admitted: u32 = command.query_async(&mut connection).await.expect("EVALSHA");
+                            let admitted: u32 =
+                                command.query_async(&mut connection).await.expect("EVALSHA");
                             assert_eq!(admitted, 1);
                         }
                     })
@@ -80,25 +98,34 @@ fn redis(criterion: &mut Criterion) {
                 closed_loop(tasks, total, move |n| {
                     let (limiter, policy) = (limiter.clone(), policy.clone());
                     async move {
-                        let decision = limiter.check(&policy, subject(n), 1).await.expect("a decision");
+                        let decision = limiter
+                            .check(&policy, subject(n), 1)
+                            .await
+                            .expect("a decision");
                         assert!(decision.is_allowed() && decision.source() == Source::Store);
                     }
                 })
             });
         });
-        group.bench_function(BenchmarkId::new("bb8-redis, minimal GCRA script", tasks), |bencher| {
-            bencher.to_async(&runtime).iter_custom(|total| {
-                let (pool, digest) = (pool.clone(), gcra.clone());
-                closed_loop(tasks, total, move |n| {
-                    let (pool, command) = (pool.clone(), evalsha(&digest, &subject(n)));
-                    async move {
-                        let mut connection = pool.get().await.expect("a connection");
-                        let admitted: u32 = command.query_async(&mut *connection).await.expect("EVALSHA");
-                        assert_eq!(admitted, 1);
-                    }
-                })
-            });
-        });
+        group.bench_function(
+            BenchmarkId::new("bb8-redis, minimal GCRA script", tasks),
+            |bencher| {
+                bencher.to_async(&runtime).iter_custom(|total| {
+                    let (pool, digest) = (pool.clone(), gcra.clone());
+                    closed_loop(tasks, total, move |n| {
+                        let (pool, command) = (pool.clone(), evalsha(&digest, &subject(n)));
+                        async move {
+                            let mut connection = pool.get().await.expect("a connection");
+                            let admitted: u32 = command
+                                .query_async(&mut *connection)
+                                .await
+                                .expect("EVALSHA");
+                            assert_eq!(admitted, 1);
+                        }
+                    })
+                });
+            },
+        );
     }
     group.finish();
 }
@@ -129,7 +156,13 @@ fn in_process(criterion: &mut Criterion) {
                 closed_loop(tasks, total, move |n| {
                     let (limiter, policy) = (limiter.clone(), policy.clone());
                     async move {
-                        black_box(limiter.check(&policy, subject(n), 1).await.expect("a decision").is_allowed());
+                        black_box(
+                            limiter
+                                .check(&policy, subject(n), 1)
+                                .await
+                                .expect("a decision")
+                                .is_allowed(),
+                        );
                     }
                 })
             });

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{AsyncConnectionConfig, ConnectionInfo, IntoConnectionInfo, aio::MultiplexedConnection, io::tcp::TcpSettings};
+use redis::{
+    AsyncConnectionConfig, ConnectionInfo, IntoConnectionInfo, aio::MultiplexedConnection,
+    io::tcp::TcpSettings,
+};
 use redis_conn::{Backend, Config};
 use tokio::runtime::{Builder, Runtime};
 
@@ -56,13 +59,24 @@ pub async fn bare(url: &str) -> MultiplexedConnection {
 /// A pool with all of its defaults.
 pub async fn pool(url: &str) -> bb8_redis::bb8::Pool<bb8_redis::RedisConnectionManager> {
     let manager = bb8_redis::RedisConnectionManager::new(url).expect("a URL");
-    bb8_redis::bb8::Pool::builder().build(manager).await.expect("a pool")
+    bb8_redis::bb8::Pool::builder()
+        .build(manager)
+        .await
+        .expect("a pool")
 }
 
 /// Our backend, with as many lanes as the peers have connections: one.
 pub async fn backend(url: &str) -> Arc<Backend> {
-    let config = Config::from_url(url).expect("a URL").into_builder().lanes(1).build().expect("a configuration");
+    let config = Config::from_url(url)
+        .expect("a URL")
+        .into_builder()
+        .lanes(1)
+        .build()
+        .expect("a configuration");
     let backend = Backend::redis(config).expect("a backend");
-    backend.ready(Duration::from_secs(10)).await.expect("a server");
+    backend
+        .ready(Duration::from_secs(10))
+        .await
+        .expect("a server");
     Arc::new(backend)
 }

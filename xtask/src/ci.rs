@@ -1,21 +1,26 @@
 //! `ci`: everything that must hold before a change is merged.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::sh::{self, Result, cargo};
-use crate::{Command, Flags, test, tidy};
+use crate::{Flags, test, tidy};
 
-pub(crate) const COMMAND: Command = Command {
+pub(crate) const COMMAND: crate::Command = crate::Command {
     name: "ci",
     about: "everything that a merge requires: format, lints, tidy, docs, licences, tests",
     flags: &[],
     details: "
 Runs, in the order of their cost: cargo fmt --check, tidy, clippy with warnings denied (the
-workspace with all features, each library with its default features, with none and with each
-alone), the documentation with warnings denied, cargo deny where it is installed, and `test`.
+workspace with all features and bench/, each library with its default features, with none and with each
+alone), the documentation with warnings denied, cargo deny (installed below target/
+if it is missing), and `test`.
 The first failure ends it.",
     run: |_: &Flags| run(),
 };
+
+/// The version of cargo-deny that is installed where there is none.
+const DENY: &str = "0.20.2";
 
 type Step = (&'static str, fn() -> Result);
 
@@ -63,7 +68,12 @@ fn clippy() -> Result {
         "--all-features",
         "--",
         "--deny=warnings",
-    ]))
+    ]))?;
+    // A workspace of its own; it shares what is built already.
+    let bench = ["clippy", "--locked", "--manifest-path", "bench/Cargo.toml"];
+    let mut bench = cargo(&bench);
+    bench.args(["--all-targets", "--target-dir", "target"]);
+    sh::run(bench.args(["--", "--deny=warnings"]))
 }
 
 /// Each library with its default features, with none, and with each alone: code that compiles only
@@ -80,7 +90,7 @@ fn features() -> Result {
     Ok(())
 }
 
-fn lint_library(library: &str, features: &[&str]) -> std::process::Command {
+fn lint_library(library: &str, features: &[&str]) -> Command {
     let mut command = cargo(&["clippy", "--package", library]);
     command.args(features).args(["--", "--deny=warnings"]);
     command
@@ -93,12 +103,17 @@ fn docs() -> Result {
 
 /// Advisories are left out: their database comes from a host that not every machine may reach.
 fn deny() -> Result {
-    if sh::on_path("cargo-deny").is_none() {
-        println!("LEFT OUT: cargo-deny is not installed, so licences, bans and sources were NOT");
-        println!("checked. To check them: cargo install --locked cargo-deny");
-        return Ok(());
+    let check = ["deny", "check", "licenses", "bans", "sources"];
+    if sh::on_path("cargo-deny").is_some() {
+        return sh::run(&mut cargo(&check));
     }
-    sh::run(&mut cargo(&[
-        "deny", "check", "licenses", "bans", "sources",
-    ]))
+    // Built once for this checkout: a machine without it checks all the same.
+    let tools = sh::root().join("target/tools");
+    let deny = tools.join("bin/cargo-deny");
+    if !deny.is_file() {
+        let mut install = cargo(&["install", "cargo-deny", "--locked", "--version", DENY]);
+        sh::run(install.arg("--root").arg(&tools))?;
+    }
+    // As a cargo subcommand it would be looked for on PATH.
+    sh::run(Command::new(deny).args(&check[1..]).current_dir(sh::root()))
 }

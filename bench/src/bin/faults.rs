@@ -21,7 +21,12 @@ async fn main() {
 
     let frozen = measure(&server.url(), || server.freeze(), || server.thaw()).await;
     report("server stopped (SIGSTOP)", frozen);
-    let swallowed = measure(&proxy.url(), || proxy.set(Fault::Blackhole), || proxy.set(Fault::Pass)).await;
+    let swallowed = measure(
+        &proxy.url(),
+        || proxy.set(Fault::Blackhole),
+        || proxy.set(Fault::Pass),
+    )
+    .await;
     report("network swallows everything", swallowed);
 }
 
@@ -32,9 +37,18 @@ struct Measured {
 
 async fn measure(url: &str, begin: impl Fn(), end: impl Fn()) -> Measured {
     let backend = Backend::redis(Config::from_url(url).expect("a URL")).expect("a backend");
-    backend.ready(Duration::from_secs(10)).await.expect("a server");
-    let limiter = Limiter::builder(&backend).timeout(TIMEOUT).build().expect("a limiter");
-    let policy = Policy::new("bench").limit(1_000_000_000, Duration::from_secs(60)).build().expect("a policy");
+    backend
+        .ready(Duration::from_secs(10))
+        .await
+        .expect("a server");
+    let limiter = Limiter::builder(&backend)
+        .timeout(TIMEOUT)
+        .build()
+        .expect("a limiter");
+    let policy = Policy::new("bench")
+        .limit(1_000_000_000, Duration::from_secs(60))
+        .build()
+        .expect("a policy");
     let mut measured = Measured {
         decisions: Vec::new(),
         recoveries: Vec::new(),
@@ -49,7 +63,10 @@ async fn measure(url: &str, begin: impl Fn(), end: impl Fn()) -> Measured {
                 let mut taken = Vec::new();
                 while Instant::now() < until {
                     let asked = Instant::now();
-                    let decision = limiter.check(&policy, format!("user:{task}"), 1).await.expect("a decision");
+                    let decision = limiter
+                        .check(&policy, format!("user:{task}"), 1)
+                        .await
+                        .expect("a decision");
                     taken.push((asked.elapsed(), decision.source()));
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
@@ -57,11 +74,21 @@ async fn measure(url: &str, begin: impl Fn(), end: impl Fn()) -> Measured {
             });
         }
         let taken = asking.join_all().await.into_iter().flatten();
-        measured.decisions.extend(taken.filter(|(_, source)| *source == Source::Local).map(|(taken, _)| taken));
+        measured.decisions.extend(
+            taken
+                .filter(|(_, source)| *source == Source::Local)
+                .map(|(taken, _)| taken),
+        );
 
         end();
         let ended = Instant::now();
-        while limiter.check(&policy, "user:0", 1).await.expect("a decision").source() != Source::Store {
+        while limiter
+            .check(&policy, "user:0", 1)
+            .await
+            .expect("a decision")
+            .source()
+            != Source::Store
+        {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         measured.recoveries.push(ended.elapsed());

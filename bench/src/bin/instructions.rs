@@ -12,7 +12,10 @@ fn main() {
         panic!("usage: instructions bare|redis-conn URL COUNT");
     };
     let count: u32 = count.parse().expect("a number");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     match which.as_str() {
         "bare" => runtime.block_on(bare(url, count)),
         "redis-conn" => runtime.block_on(ours(url, count)),
@@ -24,17 +27,27 @@ async fn bare(url: &str, count: u32) {
     let connection = bench::bare(url).await;
     for _ in 0..count {
         let mut connection = connection.clone();
-        let value: Option<Vec<u8>> = redis::cmd("GET").arg("bench:value").query_async(&mut connection).await.expect("GET");
+        let value: Option<Vec<u8>> = redis::cmd("GET")
+            .arg("bench:value")
+            .query_async(&mut connection)
+            .await
+            .expect("GET");
         assert!(value.is_none_or(|value| value.len() == 32));
     }
 }
 
 async fn ours(url: &str, count: u32) {
     let backend = bench::backend(url).await;
-    let Engine::Redis(redis) = backend.engine() else { panic!("not redis") };
+    let Engine::Redis(redis) = backend.engine() else {
+        panic!("not redis")
+    };
     for _ in 0..count {
         let call = Call::new("GET", Class::Idempotent).arg("bench:value");
-        let value = redis.call(call, Duration::from_millis(500)).await.and_then(|reply| reply.bytes()).expect("GET");
+        let value = redis
+            .call(call, Duration::from_millis(500))
+            .await
+            .and_then(|reply| reply.bytes())
+            .expect("GET");
         assert!(value.is_none_or(|value| value.len() == 32));
     }
 }
