@@ -20,7 +20,7 @@ fn get(criterion: &mut Criterion) {
         let mut connection = bare.clone();
         let _: () = redis::cmd("SET")
             .arg(KEY)
-            .arg([b'x'; 32])
+            .arg("x".repeat(32))
             .query_async(&mut connection)
             .await
             .expect("SET");
