@@ -2,13 +2,14 @@
 
 use std::{any::Any, fmt, path::Path, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::watch, time::timeout_at};
 
 use crate::{
-    BackendBuilder, Bus, Clock, Error, FromEnvError, Health, Layout, Part, State, StateWatch,
-    SystemClock,
+    BackendBuilder, Bus, Clock, Error, ErrorKind, FromEnvError, Health, Layout, Part, State,
+    StateWatch, SystemClock,
     builder::default_instance,
     config::{self, Selected},
+    deadline,
     engine::{Core, Engine, closed},
     namespace::Namespace,
     trace::event,
@@ -163,7 +164,7 @@ impl Backend {
         StateWatch::new(self.core.states())
     }
 
-    /// Waits until the backend can serve.
+    /// Waits until the backend and every part on it can serve.
     ///
     /// # Errors
     ///
@@ -173,14 +174,21 @@ impl Backend {
     ///
     /// Cancel safe.
     pub async fn ready(&self, deadline: Duration) -> Result<(), Error> {
-        let mut states = self.watch_state();
-        tokio::select! {
-            () = self.core.closed.cancelled() => Err(closed()),
-            connected = tokio::time::timeout(deadline, states.wait_for(State::Connected)) => match connected {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(closed()),
-                Err(_) => Err(self.core.unavailable(deadline)),
-            },
+        let end = deadline::after(deadline);
+        let mut states = self.core.states();
+        let settled =
+            states.wait_for(|state| matches!(state, State::Connected | State::Disconnected));
+        match timeout_at(end, settled).await {
+            Ok(Ok(state)) if *state == State::Connected => {}
+            Ok(_) => return Err(closed()),
+            Err(_) => return Err(self.core.unavailable(deadline)),
+        }
+        match timeout_at(end, self.core.parts.ready()).await {
+            Ok(ready) => ready,
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("connected, but not all parts were ready within {deadline:?}"),
+            )),
         }
     }
 
@@ -207,7 +215,7 @@ impl Backend {
     ///
     /// A dropped call leaves the backend open or partly drained; call it again.
     pub async fn close(&self, deadline: Duration) -> Result<(), Error> {
-        let end = Instant::now() + deadline;
+        let end = deadline::after(deadline);
         let drained = self.core.parts.drain(end).await;
         self.core.close_engine(end).await;
         drained

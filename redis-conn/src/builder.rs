@@ -5,11 +5,10 @@ use std::{path::Path, sync::Arc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-#[cfg(not(all(feature = "redis", feature = "sqlite")))]
-use crate::ErrorKind;
 use crate::{
-    Backend, Clock, Error, State, SystemClock,
+    Backend, Clock, Error, ErrorKind, State, SystemClock,
     bus::Hub,
+    config,
     engine::{Core, Engine},
     namespace::Namespace,
 };
@@ -44,7 +43,8 @@ impl BackendBuilder {
         self
     }
 
-    /// The name of this instance in connection names, lock owners and health answers; `host:pid` if not set. It need not be unique.
+    /// The name of this instance in connection names, lock owners and health answers: 1 to 128 visible ASCII characters; `host:pid` if
+    /// not set. It need not be unique.
     pub fn instance_id(mut self, id: impl Into<String>) -> Self {
         self.instance = Some(id.into());
         self
@@ -68,8 +68,9 @@ impl BackendBuilder {
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) if the namespace is not valid.
+    /// [`Config`](crate::ErrorKind::Config) if the namespace or the name of the instance is not valid.
     pub fn memory(self) -> Result<Backend, Error> {
+        self.check()?;
         let engine = Engine::Memory(watch::Sender::new(State::Connected));
         self.finish(engine, Arc::default(), CancellationToken::new())
     }
@@ -78,10 +79,12 @@ impl BackendBuilder {
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) if the namespace is not valid, the path cannot be used or the feature `sqlite` is off;
+    /// [`Config`](crate::ErrorKind::Config) if the namespace or the name of the instance is not valid, the path cannot be used or the
+    /// feature `sqlite` is off;
     /// [`Corrupt`](crate::ErrorKind::Corrupt) if the file is no database of this crate; [`Timeout`](crate::ErrorKind::Timeout) if other processes
     /// kept it locked.
     pub async fn sqlite(self, path: impl AsRef<Path>) -> Result<Backend, Error> {
+        self.check()?;
         #[cfg(feature = "sqlite")]
         {
             let (hub, closed) = (Arc::default(), CancellationToken::new());
@@ -102,9 +105,10 @@ impl BackendBuilder {
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) if the namespace is not valid, if this is called outside of a Tokio runtime, or if the
-    /// feature `redis` is off.
+    /// [`Config`](crate::ErrorKind::Config) if the namespace or the name of the instance is not valid, if this is called outside of a
+    /// Tokio runtime, or if the feature `redis` is off.
     pub fn redis(self, config: crate::Config) -> Result<Backend, Error> {
+        self.check()?;
         #[cfg(feature = "redis")]
         {
             let (hub, closed) = (Arc::default(), CancellationToken::new());
@@ -121,6 +125,20 @@ impl BackendBuilder {
         {
             let _ = config;
             Err(feature_off("redis"))
+        }
+    }
+
+    /// Refuses what is not valid before anything is opened or created.
+    fn check(&self) -> Result<(), Error> {
+        if let Err(error) = &self.namespace {
+            return Err(error.clone());
+        }
+        match &self.instance {
+            Some(id) if !config::is_instance(id) => {
+                let text = format!("instance id {id:?}: expected {}", config::INSTANCE);
+                Err(Error::new(ErrorKind::Config, text))
+            }
+            _ => Ok(()),
         }
     }
 

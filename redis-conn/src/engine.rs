@@ -76,7 +76,23 @@ impl Core {
             #[cfg(feature = "redis")]
             Engine::Redis(_) => ("redis", "a single server"),
         };
-        Check::new(name, status, format!("{served_by}: {state}"))
+        let check = Check::new(name, status, format!("{served_by}: {state}"));
+        #[cfg(feature = "sqlite")]
+        if let Engine::Sqlite(sqlite) = &self.engine
+            && let Some(error) = sqlite.last_error()
+        {
+            let message = format!("{served_by}: {state}: {error}");
+            return Check::new(name, status.max(Status::Degraded), message);
+        }
+        #[cfg(feature = "redis")]
+        if let Engine::Redis(redis) = &self.engine
+            && let Some(error) = redis.bus_error()
+            && status == Status::Healthy
+        {
+            let message = format!("{served_by}: {state}, but no message arrives: {error}");
+            return Check::new(name, Status::Degraded, message);
+        }
+        check
     }
 
     pub(crate) fn unavailable(&self, deadline: Duration) -> Error {
@@ -87,7 +103,10 @@ impl Core {
         match &self.engine {
             Engine::Memory(_) => error,
             #[cfg(feature = "sqlite")]
-            Engine::Sqlite(_) => error,
+            Engine::Sqlite(sqlite) => match sqlite.last_error() {
+                Some(cause) => error.with_source(cause),
+                None => error,
+            },
             #[cfg(feature = "redis")]
             Engine::Redis(redis) => match redis.last_error() {
                 Some(cause) => error.with_source(cause),

@@ -38,7 +38,7 @@ pub enum ErrorKind {
     Server(Box<str>),
     /// What is stored does not have a layout that this version knows. It was left as it is.
     Corrupt,
-    /// The backend was closed, or the runtime that drives it has ended.
+    /// The backend was closed. For Redis also: the runtime that drives its connections has ended. The embedded backends need none.
     Closed,
 }
 

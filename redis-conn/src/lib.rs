@@ -69,6 +69,7 @@ mod bus;
 mod clock;
 mod config;
 
+mod deadline;
 mod engine;
 mod error;
 mod health;

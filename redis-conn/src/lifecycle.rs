@@ -10,9 +10,9 @@ use std::{
 
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::{Check, Error, ErrorKind};
+use crate::{Check, Error, ErrorKind, engine::closed};
 
-/// The result of [`Part::drain`].
+/// What [`Part::drain`] and [`Part::ready`] return.
 pub type Drain = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
 /// When a part is drained: phases end in this order, the parts of one phase at the same time.
@@ -46,6 +46,11 @@ pub trait Part: Send + Sync + 'static {
         Phase::Last
     }
 
+    /// Waits until it can serve. [`Backend::ready`](crate::Backend::ready) bounds it by its own deadline.
+    fn ready(&self) -> Drain {
+        Box::pin(async { Ok(()) })
+    }
+
     /// How it is now. Called by health requests: it must neither wait nor send a command.
     fn check(&self) -> Check;
 
@@ -76,6 +81,15 @@ impl Parts {
 
     pub(crate) fn checks(&self) -> Vec<Check> {
         self.live().iter().map(|part| part.check()).collect()
+    }
+
+    /// Waits until all parts can serve.
+    pub(crate) async fn ready(&self) -> Result<(), Error> {
+        let mut waiting: JoinSet<_> = self.live().iter().map(|part| part.ready()).collect();
+        while let Some(ready) = waiting.join_next().await {
+            ready.unwrap_or_else(|_| Err(closed()))?;
+        }
+        Ok(())
     }
 
     /// Drains phase after phase. Each phase gets an equal share of what time is left, so that a part that hangs costs the

@@ -16,7 +16,7 @@ pub enum State {
     Connected,
     /// A connection was lost or could not be made, and is being made again.
     Reconnecting,
-    /// The server answers but refuses: wrong password, missing permission, unsupported version. It is tried again all the same.
+    /// The server answers but refuses: a wrong password, a missing permission. It is tried again all the same.
     Error,
 }
 

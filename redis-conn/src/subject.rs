@@ -32,6 +32,12 @@ impl From<String> for Subject {
     }
 }
 
+impl From<Vec<u8>> for Subject {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
+}
+
 impl fmt::Debug for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Subject")

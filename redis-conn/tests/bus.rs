@@ -239,6 +239,14 @@ async fn the_server_hears_of_the_first_subscriber_and_of_the_last_one_leaving() 
     let _fourth = bus.subscribe("another").await.unwrap();
     assert_eq!(subscribers().await, 0);
     drop(third);
+    // A subscriber who comes before the unsubscription of the last one is served must not lose the channel by it.
+    let last = bus.subscribe("news").await.unwrap();
+    drop(last);
+    let mut came = bus.subscribe("news").await.unwrap();
+    let _fifth = bus.subscribe("yet another").await.unwrap();
+    assert_eq!(subscribers().await, 1);
+    bus.publish("news", b"heard").await.unwrap();
+    assert_eq!(message(&mut came).await, "heard");
 }
 
 #[tokio::test]
@@ -282,4 +290,64 @@ async fn a_frame_of_an_unknown_layout_counts_as_lost() {
         .unwrap();
     assert_eq!(next(&mut news).await, Event::Gap);
     assert_eq!(news.lost(), 1);
+}
+
+#[tokio::test]
+async fn a_channel_that_is_forbidden_ends_and_the_others_go_on() {
+    let server = RedisServer::start().await;
+    let mut admin = server.connection().await;
+    let mut allow = async |channels: &[&str]| {
+        let mut setuser = redis::cmd("ACL");
+        setuser
+            .arg(&["SETUSER", "shop", "reset", "on", ">secret", "+@all", "~*"])
+            .arg(channels);
+        let _: () = setuser.query_async(&mut admin).await.unwrap();
+    };
+    allow(&["&*"]).await;
+    let url = server.url().replace("redis://", "redis://shop:secret@");
+    let backend = on(&url).await;
+    let bus = backend.bus();
+    let mut good = bus.subscribe("good").await.unwrap();
+    let mut bad = bus.subscribe("bad").await.unwrap();
+
+    // Withdrawing a permission cuts the connection of those who used it.
+    allow(&["&tk:b1:good"]).await;
+    assert_eq!(next(&mut good).await, Event::Gap);
+    assert_eq!(next(&mut bad).await, Event::Gap);
+    let end = tokio::time::timeout(LONG, bad.recv()).await;
+    assert_eq!(end.expect("it is deaf and does not know"), None);
+    backend.ready(LONG).await.unwrap();
+    bus.publish("good", b"after").await.unwrap();
+    assert_eq!(message(&mut good).await, "after");
+    let refused = bus.subscribe("bad").await.unwrap_err();
+    assert_eq!(*refused.kind(), ErrorKind::Server("NOPERM".into()));
+    bus.publish("good", b"still").await.unwrap();
+    assert_eq!(message(&mut good).await, "still");
+}
+
+#[tokio::test]
+async fn messages_that_cannot_arrive_are_seen_in_the_health() {
+    let server = RedisServer::start().await;
+    let backend = on(&server.url()).await;
+    let _news = backend.bus().subscribe("news").await.unwrap();
+    assert_eq!(backend.health().overall, redis_conn::Status::Healthy);
+    let mut admin = server.connection().await;
+    let _: () = redis::cmd("ACL")
+        .arg(&["SETUSER", "default", "-subscribe"])
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    let _: u64 = redis::cmd("CLIENT")
+        .arg(&["KILL", "TYPE", "pubsub"])
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    let degraded = async {
+        while backend.health().overall != redis_conn::Status::Degraded {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, degraded)
+        .await
+        .expect("it looks healthy");
 }

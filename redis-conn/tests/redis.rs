@@ -574,3 +574,352 @@ async fn clones_share_state_and_another_type_in_the_same_place_is_refused() {
     let refused = backend.shared('r', "limits", String::new).unwrap_err();
     assert_eq!(*refused.kind(), ErrorKind::Config);
 }
+
+#[tokio::test]
+async fn a_short_stall_under_many_calls_is_no_silence() {
+    let server = RedisServer::start().await;
+    let backend = connected(&server.url()).await;
+    let redis = redis(&backend);
+
+    server.freeze();
+    let patient = tokio::spawn({
+        let redis = redis.clone();
+        async move { redis.call(incr("n"), LONG).await }
+    });
+    let hasty: Vec<_> = (0..20)
+        .map(|_| {
+            let redis = redis.clone();
+            tokio::spawn(async move { redis.call(get("n"), SHORT).await })
+        })
+        .collect();
+    for call in hasty {
+        let late = call.await.unwrap().unwrap_err();
+        assert_eq!(*late.kind(), ErrorKind::Timeout);
+    }
+    assert_eq!(
+        backend.state(),
+        State::Connected,
+        "they waited out one stall together"
+    );
+    server.thaw();
+    patient.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_a_server_repeats_of_the_password_goes_nowhere() {
+    let server = RedisServer::builder()
+        .arg("rename-command", "HELLO \"\"")
+        .start()
+        .await;
+    let url = server.url().replace("redis://", "redis://:hunter2secret@");
+    let backend = Backend::redis(config(&url)).unwrap();
+    assert!(backend.watch_state().wait_for(State::Error).await);
+    let refused = backend.ready(SHORT).await.unwrap_err();
+    let failed = redis(&backend).call(get("n"), SHORT).await.unwrap_err();
+    let mut shown = format!("{backend:?} {:?} {:?}", redis(&backend), backend.health());
+    for error in [&refused as &dyn std::error::Error, &failed] {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            shown += &format!(" {error} {error:?}");
+            next = error.source();
+        }
+    }
+    assert!(!shown.contains("hunter2secret"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_server_that_loads_its_data_is_not_ready() {
+    let server = RedisServer::builder()
+        .arg("enable-debug-command", "yes")
+        .arg("key-load-delay", "20000")
+        .arg("rdbcompression", "no")
+        .arg("loading-process-events-interval-bytes", "1024")
+        .start()
+        .await;
+    let mut admin = server.connection().await;
+    for n in 0..100 {
+        let mut set = redis::cmd("SET");
+        let _: () = set
+            .arg(n)
+            .arg("x".repeat(1024))
+            .query_async(&mut admin)
+            .await
+            .unwrap();
+    }
+    // It answers when it is done; until then all others hear that the server loads.
+    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut reloader = client
+        .get_multiplexed_async_connection_with_config(&patient)
+        .await
+        .unwrap();
+    let reload = tokio::spawn(async move {
+        let mut reload = redis::cmd("DEBUG");
+        reload.arg("RELOAD").query_async::<()>(&mut reloader).await
+    });
+    let loads = async {
+        while redis::cmd("PING")
+            .query_async::<String>(&mut admin)
+            .await
+            .is_ok()
+        {
+            assert!(!reload.is_finished(), "it loaded before it was asked");
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, loads)
+        .await
+        .expect("it never loads");
+    let backend = Backend::redis(config(&server.url())).unwrap();
+    let mut states = backend.watch_state();
+    assert_eq!(
+        states.changed().await,
+        Some(State::Reconnecting),
+        "it accepts connections, but does not serve"
+    );
+    reload.await.unwrap().unwrap();
+    backend.ready(LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_has_ended_is_not_handed_out() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(server.addr()).await;
+    let backend = connected(&proxy.url()).await;
+    let redis = redis(&backend);
+    redis.dedicated(LONG).await.unwrap().release();
+    proxy.set(Fault::Reset);
+    assert!(backend.watch_state().wait_for(State::Reconnecting).await);
+    backend.ready(LONG).await.unwrap();
+    // The lane and the idle connection were cut at the same moment, and the lane is back.
+    let mut exclusive = redis.dedicated(LONG).await.unwrap();
+    exclusive.call(incr("n"), LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_deadline_of_a_check_out_is_the_callers() {
+    let server = RedisServer::start().await;
+    let config = config(&server.url())
+        .into_builder()
+        .pool_size(1)
+        .command_timeout(SHORT)
+        .build()
+        .unwrap();
+    let backend = Backend::redis(config).unwrap();
+    let redis = redis(&backend);
+    let held = redis.dedicated(LONG).await.unwrap();
+    let waiting = tokio::spawn({
+        let redis = redis.clone();
+        async move { redis.dedicated(LONG).await.map(Dedicated::release) }
+    });
+    // Longer than the command timeout, which has no say in it.
+    assert_eq!(
+        *redis.dedicated(SHORT * 3).await.unwrap_err().kind(),
+        ErrorKind::Saturated
+    );
+    held.release();
+    waiting.await.unwrap().unwrap();
+
+    backend.ready(LONG).await.unwrap();
+    drop(redis.dedicated(LONG).await.unwrap());
+    server.freeze();
+    let away = redis.dedicated(SHORT).await.unwrap_err();
+    assert_eq!(
+        *away.kind(),
+        ErrorKind::Unavailable,
+        "nothing was taken, nothing could be made"
+    );
+}
+
+#[tokio::test]
+async fn an_exclusive_connection_ends_with_the_backend() {
+    let server = RedisServer::start().await;
+    let backend = connected(&server.url()).await;
+    let mut exclusive = redis(&backend).dedicated(LONG).await.unwrap();
+    backend.close(LONG).await.unwrap();
+    assert_eq!(
+        *exclusive.call(incr("n"), LONG).await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+}
+
+#[test]
+fn exclusive_connections_belong_to_the_runtime_of_the_backend() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let (_server, backend) = first.block_on(async {
+        let server = RedisServer::start().await;
+        let backend = connected(&server.url()).await;
+        (server, backend)
+    });
+    let handle = redis(&backend);
+    second.block_on(async { handle.dedicated(LONG).await.unwrap().release() });
+    drop(second);
+    first.block_on(async {
+        let mut exclusive = handle.dedicated(LONG).await.unwrap();
+        exclusive.call(incr("n"), LONG).await.unwrap();
+        exclusive.release();
+    });
+    drop(first);
+    runtime().block_on(async {
+        assert_eq!(
+            *handle.dedicated(LONG).await.unwrap_err().kind(),
+            ErrorKind::Closed
+        );
+        assert_eq!(
+            *backend.ready(LONG).await.unwrap_err().kind(),
+            ErrorKind::Closed
+        );
+    });
+}
+
+#[tokio::test]
+async fn no_deadline_is_too_long() {
+    let server = RedisServer::start().await;
+    let backend = connected(&server.url()).await;
+    backend.ready(Duration::MAX).await.unwrap();
+    redis(&backend)
+        .call(incr("n"), Duration::MAX)
+        .await
+        .unwrap();
+    redis(&backend)
+        .script(&ADD, Class::AtMostOnce, &["s"])
+        .int(1)
+        .int(1)
+        .run(Duration::MAX)
+        .await
+        .unwrap();
+    let mut exclusive = redis(&backend).dedicated(Duration::MAX).await.unwrap();
+    exclusive.call(incr("n"), Duration::MAX).await.unwrap();
+    exclusive.release();
+    backend.close(Duration::MAX).await.unwrap();
+}
+
+#[tokio::test]
+async fn writes_to_a_replica_leave_its_readers_alone() {
+    let server = RedisServer::start().await;
+    let mut admin = server.connection().await;
+    let _: () = redis::cmd("REPLICAOF")
+        .arg("127.0.0.1")
+        .arg(1)
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    let proxy = FaultProxy::start(server.addr()).await;
+    let backend = connected(&proxy.url()).await;
+    let redis = redis(&backend);
+    for _ in 0..100 {
+        let refused = redis.call(incr("n"), LONG).await.unwrap_err();
+        assert_eq!(*refused.kind(), ErrorKind::Unavailable);
+        redis.call(get("n"), LONG).await.unwrap();
+    }
+    assert!(
+        proxy.accepted() < 10,
+        "it looks for another server once a second, not at each refusal"
+    );
+}
+
+#[tokio::test]
+async fn every_setting_of_the_connection_has_its_effect() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(server.addr()).await;
+    let config = config(&proxy.url())
+        .into_builder()
+        .db(3)
+        .dial_timeout(LONG)
+        .command_timeout(SHORT)
+        .build()
+        .unwrap();
+    // Slower than the default of the dial timeout.
+    let slow = Duration::from_millis(1_100);
+    proxy.set(Fault::Delay {
+        base: slow,
+        jitter: Duration::ZERO,
+    });
+    let backend = Backend::builder().instance_id("shop one").redis(config);
+    assert!(backend.is_err(), "a name with a space");
+    let config = self::config(&proxy.url())
+        .into_builder()
+        .db(3)
+        .dial_timeout(LONG)
+        .command_timeout(SHORT)
+        .build()
+        .unwrap();
+    let backend = Backend::builder()
+        .instance_id("shop-1")
+        .redis(config)
+        .unwrap();
+    backend.ready(LONG).await.unwrap();
+    assert_eq!(proxy.accepted(), 1, "the first attempt was patient enough");
+    proxy.set(Fault::Pass);
+
+    let handle = redis(&backend);
+    handle.call(incr("n"), LONG).await.unwrap();
+    let mut admin = server.connection().await;
+    let _: () = redis::cmd("SELECT")
+        .arg(3)
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    let n: u64 = redis::cmd("GET")
+        .arg("n")
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    assert_eq!(n, 1);
+    let clients: String = redis::cmd("CLIENT")
+        .arg("LIST")
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    assert!(clients.contains("name=shop-1"), "{clients}");
+
+    server.freeze();
+    let bus = backend.bus();
+    let late = tokio::time::timeout(Duration::from_secs(2), bus.publish("news", b""));
+    assert!(
+        late.await
+            .expect("the command timeout is not kept")
+            .unwrap_err()
+            .is_ambiguous()
+    );
+}
+
+#[tokio::test]
+async fn with_two_lanes_one_that_is_down_costs_nothing() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(server.addr()).await;
+    let config = config(&proxy.url())
+        .into_builder()
+        .lanes(2)
+        .build()
+        .unwrap();
+    let backend = Backend::redis(config).unwrap();
+    backend.ready(LONG).await.unwrap();
+    let mut admin = server.connection().await;
+    proxy.set(Fault::Refuse);
+    let clients: String = redis::cmd("CLIENT")
+        .arg("LIST")
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    let lane = clients
+        .lines()
+        .find(|line| line.contains("cmd=ping"))
+        .expect("a lane");
+    let id = lane
+        .split_whitespace()
+        .find_map(|field| field.strip_prefix("id="))
+        .expect("an id");
+    let _: u64 = redis::cmd("CLIENT")
+        .arg("KILL")
+        .arg("ID")
+        .arg(id)
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    assert!(backend.watch_state().wait_for(State::Reconnecting).await);
+    for _ in 0..50 {
+        redis(&backend).call(incr("n"), LONG).await.unwrap();
+    }
+}

@@ -97,7 +97,7 @@ async fn measure(url: &str, begin: impl Fn(), end: impl Fn()) -> Measured {
 }
 
 fn report(what: &str, mut measured: Measured) {
-    let mut line = |name: &str, times: &mut Vec<Duration>| {
+    let line = |name: &str, times: &mut Vec<Duration>| {
         times.sort_unstable();
         let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
         println!(

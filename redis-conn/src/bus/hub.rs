@@ -88,6 +88,16 @@ impl Hub {
             .for_each(|mailbox| mailbox.gap());
     }
 
+    /// Ends the subscriptions of one channel, after a gap.
+    #[cfg(feature = "redis")]
+    pub(crate) fn end(&self, channel: &Arc<str>) {
+        let ended = self.channels().remove(channel);
+        for mailbox in ended.iter().flatten() {
+            mailbox.gap();
+            mailbox.close();
+        }
+    }
+
     /// Ends every subscription.
     pub(crate) fn close(&self) {
         self.channels()

@@ -30,7 +30,8 @@ pub struct Bus {
 pub enum Event {
     /// A message.
     Message(Message),
-    /// Messages may have been lost before this point; whatever was derived from them must be checked anew.
+    /// Messages may have been lost, before this point or among those that are delivered next; whatever was derived from
+    /// messages must be checked anew.
     Gap,
 }
 
@@ -140,7 +141,8 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// The next event; `None` after the backend was closed.
+    /// The next event; `None` when the subscription has ended: the backend was closed, or the server does not allow the channel
+    /// any more, which subscribing again tells.
     ///
     /// # Cancel safety
     ///

@@ -12,7 +12,7 @@ use crate::namespace::Namespace;
 pub(super) const BOOL: &str = "`true` or `false`";
 pub(super) const DB: &str = "the number of a database, such as 0";
 pub(super) const HOST: &str = "a host name or an address, without a port";
-pub(super) const INSTANCE: &str = "1 to 128 visible ASCII characters without spaces";
+pub(crate) const INSTANCE: &str = "1 to 128 visible ASCII characters without spaces";
 pub(super) const KEEP_ALIVE: &str = "`true`, `false`, or a duration from 1s to 9h";
 pub(super) const LANES: &str = "1 to 64";
 pub(super) const MAX_IN_FLIGHT: &str = "1 to 1048576";
@@ -72,7 +72,7 @@ pub(super) fn is_lanes(lanes: usize) -> bool {
     (1..=64).contains(&lanes)
 }
 
-pub(super) fn is_instance(text: &str) -> bool {
+pub(crate) fn is_instance(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 

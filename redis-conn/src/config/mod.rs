@@ -18,6 +18,7 @@ pub use self::{
     error::{ConfigError, ConfigErrors, FromEnvError},
 };
 pub(crate) use self::{
+    check::{INSTANCE, is_instance},
     env::{Selected, Settings},
     variables::SQLITE_PATH,
 };

@@ -1,34 +1,41 @@
 //! What an error of the client library or of the server means to us.
+//!
+//! A server may repeat the arguments of a command in its error, the password of `HELLO` among them. Of what it says only the code
+//! is kept, and only if it looks like one; of the client library's errors only those of the socket.
 
 use ::redis::{ErrorKind as Cause, RedisError, ServerError};
 
 use crate::{Error, ErrorKind};
 
-/// An error while connecting: the server is away, or it answers and refuses.
+/// An error while connecting or subscribing: the server is away, or it answers and refuses.
 pub(super) fn dial(error: RedisError) -> Error {
-    let kind = match error.kind() {
-        Cause::AuthenticationFailed => {
-            ErrorKind::Server(error.code().unwrap_or("WRONGPASS").into())
-        }
-        Cause::Server(_) | Cause::Extension => {
-            ErrorKind::Server(error.code().unwrap_or("ERR").into())
-        }
-        Cause::RESP3NotSupported => ErrorKind::Server("NOPROTO".into()),
-        _ => ErrorKind::Unavailable,
+    match error.kind() {
+        Cause::AuthenticationFailed => refused(error.code().unwrap_or("WRONGPASS")),
+        Cause::Server(_) | Cause::Extension => refused(error.code().unwrap_or("ERR")),
+        Cause::RESP3NotSupported => refused("NOPROTO"),
+        _ => broken("the connection ended before the server confirmed", error),
+    }
+}
+
+fn refused(code: &str) -> Error {
+    let kind = match code {
+        "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" => ErrorKind::Unavailable,
+        code => ErrorKind::Server(prefix(code)),
     };
-    let text = match &kind {
-        ErrorKind::Server(_) => "the server refused the connection or the subscription",
-        _ => "the connection ended before the server confirmed",
-    };
-    Error::new(kind, text).with_source(error)
+    Error::new(kind, format!("the server answered {}", prefix(code)))
+}
+
+/// An error code: `WRONGTYPE`, `NOPERM`. Anything else is shown as `ERR`.
+fn prefix(code: &str) -> Box<str> {
+    let is_code = !code.is_empty()
+        && code.len() <= 32
+        && code.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+    if is_code { code.into() } else { "ERR".into() }
 }
 
 /// Whether a refusal while connecting needs a change on one of the two sides, so that hurrying is of no use.
 pub(super) fn is_config_fault(error: &Error) -> bool {
-    match error.kind() {
-        ErrorKind::Server(prefix) => !matches!(&**prefix, "LOADING" | "MASTERDOWN" | "CLUSTERDOWN"),
-        kind => *kind == ErrorKind::Config,
-    }
+    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Config)
 }
 
 /// An error that the server answered to a command: the command was refused, so it was not executed.
@@ -39,19 +46,26 @@ pub(super) struct Refusal {
 }
 
 pub(super) fn refusal(answer: &ServerError) -> Refusal {
-    let code = answer.code();
-    let kind = match code {
-        "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "READONLY" => ErrorKind::Unavailable,
-        _ => ErrorKind::Server(code.into()),
+    let misplaced = answer.code() == "READONLY";
+    let error = if misplaced {
+        Error::new(ErrorKind::Unavailable, "the server answered READONLY")
+    } else {
+        refused(answer.code())
     };
-    Refusal {
-        // The detail of some errors repeats arguments of the command; the code does not.
-        error: Error::new(kind, format!("the server answered {code}")),
-        misplaced: code == "READONLY",
-    }
+    Refusal { error, misplaced }
 }
 
 /// An error of the connection itself: what was in flight may have been executed.
 pub(super) fn lost(error: RedisError) -> Error {
-    Error::new(ErrorKind::Unavailable, "the connection was lost").with_source(error)
+    broken("the connection was lost", error)
+}
+
+fn broken(text: &str, error: RedisError) -> Error {
+    if error.is_io_error() {
+        return Error::new(ErrorKind::Unavailable, text).with_source(error);
+    }
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("{text} ({})", error.category()),
+    )
 }

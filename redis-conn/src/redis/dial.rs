@@ -3,7 +3,7 @@
 use std::{future::Future, io, sync::Arc, time::Duration};
 
 use ::redis::{
-    AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo,
+    AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, Value,
     aio::{AsyncPushSender, MultiplexedConnection},
 };
 use socket2::{SockRef, TcpKeepalive};
@@ -86,7 +86,7 @@ impl Dialer {
                 ));
             }
         };
-        self.set_name(connection).await
+        self.introduce(connection).await
     }
 
     /// Without these a peer that vanished is noticed after minutes: keepalive covers an idle socket, the user timeout one with
@@ -103,8 +103,14 @@ impl Dialer {
             socket.set_tcp_keepalive(&probes)?;
         }
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        socket.set_tcp_user_timeout(Some(self.config.command_timeout() * 2))?;
+        socket.set_tcp_user_timeout(Some(self.user_timeout()))?;
         Ok(())
+    }
+
+    /// Long enough for a few retransmissions, however impatient the callers are.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn user_timeout(&self) -> Duration {
+        (self.config.command_timeout() * 2).max(Duration::from_secs(5))
     }
 
     async fn handshake<S>(&self, socket: S, pushes: Pushes) -> Result<Connection, Error>
@@ -143,21 +149,29 @@ impl Dialer {
         info
     }
 
-    /// The name is for people who look at the server: a server that refuses it is used all the same.
-    async fn set_name(&self, mut connection: Connection) -> Result<Connection, Error> {
-        let mut command = ::redis::cmd("CLIENT");
-        command.arg("SETNAME").arg(&self.client_name);
-        match connection.commands.send_packed_command(&command).await {
-            Ok(::redis::Value::ServerError(refusal)) => {
-                event!(
-                    warn,
-                    "the server refused CLIENT SETNAME: {}",
-                    refusal.code()
-                );
-                Ok(connection)
+    /// Gives the connection a name and asks whether the server serves: one that still loads its data accepts connections too.
+    async fn introduce(&self, mut connection: Connection) -> Result<Connection, Error> {
+        let mut name = ::redis::cmd("CLIENT");
+        name.arg("SETNAME").arg(&self.client_name);
+        let ping = ::redis::cmd("PING");
+        let mut namer = connection.commands.clone();
+        let (named, alive) = tokio::join!(
+            namer.send_packed_command(&name),
+            connection.commands.send_packed_command(&ping)
+        );
+        // The name is for people who look at the server: one that refuses it is used all the same.
+        if let Value::ServerError(refusal) = named.map_err(classify::dial)? {
+            event!(
+                warn,
+                "the server refused CLIENT SETNAME: {}",
+                refusal.code()
+            );
+        }
+        match alive.map_err(classify::dial)? {
+            Value::ServerError(refusal) if refusal.code() != "NOPERM" => {
+                Err(classify::refusal(&refusal).error)
             }
-            Ok(_) => Ok(connection),
-            Err(error) => Err(classify::dial(error)),
+            _ => Ok(connection),
         }
     }
 }

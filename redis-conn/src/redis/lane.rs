@@ -3,9 +3,10 @@
 use std::{
     fmt,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use ::redis::{Cmd, Value, aio::MultiplexedConnection};
@@ -21,11 +22,17 @@ use crate::{Error, ErrorKind, engine::closed};
 /// So many timeouts without a reply between them condemn a connection: nothing else tells that a peer is gone without a word.
 const SILENT_TIMEOUTS: u32 = 3;
 
+/// How often a lane looks for another server while the one it found refuses writes.
+const REDISCOVER: Duration = Duration::from_secs(1);
+
 /// Commands of all callers share the connection of a lane; the supervisor replaces it when it fails.
 pub(super) struct Lane {
     phase: watch::Sender<Phase>,
     in_flight: AtomicUsize,
     max_in_flight: usize,
+    rediscovered: Mutex<Option<Instant>>,
+    /// Somebody waits for `idle`; before that nobody need be told.
+    closing: AtomicBool,
     idle: Notify,
 }
 
@@ -46,7 +53,10 @@ pub(super) enum Phase {
 pub(super) struct Link {
     commands: MultiplexedConnection,
     driver: AbortHandle,
+    born: Instant,
     timeouts: AtomicU32,
+    /// When a timeout was counted last, in microseconds since `born`.
+    counted: AtomicU64,
     broken: AtomicBool,
     condemned: Notify,
 }
@@ -56,7 +66,9 @@ impl Link {
         Self {
             commands: connection.commands.clone(),
             driver: connection.driver.abort_handle(),
+            born: Instant::now(),
             timeouts: AtomicU32::new(0),
+            counted: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             condemned: Notify::new(),
         }
@@ -85,8 +97,24 @@ impl Link {
         }
     }
 
-    fn timed_out(&self) {
-        if self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= SILENT_TIMEOUTS {
+    /// Counts the timeout of a command that was sent at `sent`, unless it was in flight already when the last one was counted:
+    /// many that wait out one short stall together are one sign of silence, not many.
+    fn timed_out(&self, sent: Instant) {
+        let micros = |at: Instant| {
+            let since = at.saturating_duration_since(self.born).as_micros();
+            u64::try_from(since).unwrap_or(u64::MAX)
+        };
+        let last = self.counted.load(Ordering::Relaxed);
+        if micros(sent) < last {
+            return;
+        }
+        let counts = self.counted.compare_exchange(
+            last,
+            micros(Instant::now()),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        if counts.is_ok() && self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= SILENT_TIMEOUTS {
             self.condemn();
         }
     }
@@ -107,8 +135,20 @@ impl Lane {
             phase: watch::Sender::new(Phase::Dialing),
             in_flight: AtomicUsize::new(0),
             max_in_flight,
+            rediscovered: Mutex::new(None),
+            closing: AtomicBool::new(false),
             idle: Notify::new(),
         }
+    }
+
+    /// Whether a command can be sent at once.
+    pub(super) fn is_up(&self) -> bool {
+        matches!(&*self.phase.borrow(), Phase::Up(link) if link.is_usable())
+    }
+
+    /// Whether nothing will be connected any more.
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(&*self.phase.borrow(), Phase::Closed)
     }
 
     pub(super) fn enter(&self, phase: Phase) {
@@ -128,12 +168,13 @@ impl Lane {
         loop {
             let link = self.link(deadline).await?;
             let mut commands = link.commands.clone();
+            let sent = Instant::now();
             let lost = match timeout_at(deadline, commands.send_packed_command(command)).await {
                 Ok(Ok(Value::ServerError(answer))) => {
                     link.replied();
                     let refusal = classify::refusal(&answer);
                     if refusal.misplaced {
-                        link.condemn();
+                        self.rediscover(&link);
                     }
                     return Err(refusal.error);
                 }
@@ -143,7 +184,7 @@ impl Lane {
                 }
                 Ok(Err(error)) => classify::lost(error),
                 Err(_) => {
-                    link.timed_out();
+                    link.timed_out(sent);
                     return Err(late(class));
                 }
             };
@@ -186,6 +227,19 @@ impl Lane {
         }
     }
 
+    /// The server refuses writes: another one may have its place. If the next connection leads to the same server, making one more
+    /// at once would only take the place from those who read.
+    fn rediscover(&self, link: &Link) {
+        let mut last = self
+            .rediscovered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() >= REDISCOVER) {
+            *last = Some(Instant::now());
+            link.condemn();
+        }
+    }
+
     fn admit(&self) -> Result<Slot<'_>, Error> {
         let slot = Slot(self);
         if self.in_flight.fetch_add(1, Ordering::Relaxed) < self.max_in_flight {
@@ -199,11 +253,12 @@ impl Lane {
 
     /// Waits until no command is in flight.
     pub(super) async fn idle(&self) {
+        self.closing.store(true, Ordering::SeqCst);
         loop {
             let idle = self.idle.notified();
             tokio::pin!(idle);
             idle.as_mut().enable();
-            if self.in_flight.load(Ordering::Acquire) == 0 {
+            if self.in_flight.load(Ordering::SeqCst) == 0 {
                 return;
             }
             idle.await;
@@ -226,7 +281,10 @@ struct Slot<'a>(&'a Lane);
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        if self.0.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+        // In one order with `idle`: either it sees the zero, or this sees that it waits.
+        if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1
+            && self.0.closing.load(Ordering::SeqCst)
+        {
             self.0.idle.notify_waiters();
         }
     }

@@ -35,7 +35,7 @@ pub use self::{
     pool::Dedicated,
     script::{Script, ScriptCall},
 };
-use crate::{Config, Error, ErrorKind, State, bus::Hub, engine::closed};
+use crate::{Config, Error, ErrorKind, State, bus::Hub, deadline, engine::closed};
 
 /// Up to so many cores one lane saturates the server; beyond, two share the work of its driver.
 const CORES_OF_ONE_LANE: usize = 4;
@@ -129,7 +129,7 @@ impl Redis {
     ///
     /// A dropped call may have been executed. No reply ever reaches another caller.
     pub async fn call(&self, call: Call, deadline: Duration) -> Result<Reply, Error> {
-        self.call_at(&call, Instant::now() + deadline).await
+        self.call_at(&call, deadline::after(deadline)).await
     }
 
     async fn call_at(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
@@ -146,7 +146,13 @@ impl Redis {
         let lanes = &self.inner.lanes;
         match &**lanes {
             [only] => only,
-            _ => &lanes[self.inner.next.fetch_add(1, Ordering::Relaxed) % lanes.len()],
+            _ => {
+                let first = self.inner.next.fetch_add(1, Ordering::Relaxed);
+                let at = |turn: usize| &lanes[first.wrapping_add(turn) % lanes.len()];
+                // One that is being connected must not cost the calls that the others can take.
+                let up = (0..lanes.len()).map(at).find(|lane| lane.is_up());
+                up.unwrap_or_else(|| at(0))
+            }
         }
     }
 
@@ -160,10 +166,18 @@ impl Redis {
     ///
     /// Cancel safe.
     pub async fn dedicated(&self, deadline: Duration) -> Result<Dedicated, Error> {
-        if self.inner.closed.is_cancelled() {
+        self.open()?;
+        let closed = self.inner.closed.clone();
+        Dedicated::check_out(&self.pool(), deadline::after(deadline), closed).await
+    }
+
+    /// The lanes end with the runtime that drives them.
+    fn open(&self) -> Result<(), Error> {
+        if self.inner.closed.is_cancelled() || self.inner.lanes.iter().any(|lane| lane.is_closed())
+        {
             return Err(closed());
         }
-        Dedicated::check_out(&self.pool(), Instant::now() + deadline).await
+        Ok(())
     }
 
     fn pool(&self) -> Pool {
@@ -174,7 +188,7 @@ impl Redis {
             .unwrap_or_else(PoisonError::into_inner);
         let made = pool.get_or_insert_with(|| {
             let _runtime = self.inner.runtime.enter();
-            Pool::new(Arc::clone(&self.inner.dialer))
+            Pool::new(Arc::clone(&self.inner.dialer), self.inner.runtime.clone())
         });
         made.clone()
     }
@@ -190,6 +204,11 @@ impl Redis {
 
     pub(crate) fn last_error(&self) -> Option<Error> {
         self.inner.board.last_error()
+    }
+
+    /// Why there is no connection for subscriptions although somebody listens.
+    pub(crate) fn bus_error(&self) -> Option<Error> {
+        self.inner.pubsub.error()
     }
 
     pub(crate) async fn publish(&self, channel: &str, frame: &[u8]) -> Result<(), Error> {

@@ -5,24 +5,31 @@ use std::{sync::Arc, time::Duration};
 use ::redis::Value;
 use bb8_redis::bb8::{self, ManageConnection, PooledConnection, RunError};
 use tokio::{
+    runtime::Handle,
     sync::watch,
     time::{Instant, timeout_at},
 };
+
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Call, Class, Reply, classify,
     dial::{Connection, Dialer},
 };
-use crate::{Error, ErrorKind, engine::closed};
+use crate::{Error, ErrorKind, deadline, engine::closed};
 
 /// A connection that answered so lately is taken to be alive; asking it would double the round trips of a check-out.
 const FRESH: Duration = Duration::from_secs(15);
+/// The deadline is the caller's.
+const UNLIMITED: Duration = Duration::from_secs(24 * 60 * 60);
 const PROBE: Duration = Duration::from_millis(500);
 
 /// Makes and judges the connections of the pool.
 #[derive(Clone, Debug)]
 pub(super) struct Manager {
     dialer: Arc<Dialer>,
+    /// Connections outlive the caller who needed them first, so they are not of the caller's runtime.
+    runtime: Handle,
     failed: watch::Sender<Option<Error>>,
 }
 
@@ -30,6 +37,7 @@ pub(super) struct Manager {
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
     connections: bb8::Pool<Manager>,
+    size: u32,
     failures: watch::Receiver<Option<Error>>,
 }
 
@@ -49,20 +57,39 @@ impl Exclusive {
 }
 
 impl Pool {
-    pub(super) fn new(dialer: Arc<Dialer>) -> Self {
+    pub(super) fn new(dialer: Arc<Dialer>, runtime: Handle) -> Self {
         let failed = watch::Sender::new(None);
         let failures = failed.subscribe();
-        let config = dialer.config();
+        let size = dialer.config().pool_size();
         let connections = bb8::Pool::builder()
-            .max_size(config.pool_size())
+            .max_size(size)
             .retry_connection(false)
-            .connection_timeout(config.command_timeout())
+            .connection_timeout(UNLIMITED)
             .queue_strategy(bb8::QueueStrategy::Lifo)
-            .build_unchecked(Manager { dialer, failed });
+            .build_unchecked(Manager {
+                dialer,
+                runtime,
+                failed,
+            });
         Self {
             connections,
+            size,
             failures,
         }
+    }
+
+    /// What it means that nothing came before the deadline.
+    fn late(&self) -> Error {
+        let state = self.connections.state();
+        let taken = state.connections - state.idle_connections;
+        if taken >= self.size {
+            let text = "all exclusive connections were taken until the deadline";
+            return Error::new(ErrorKind::Saturated, text);
+        }
+        Error::new(
+            ErrorKind::Unavailable,
+            "no exclusive connection could be made before the deadline",
+        )
     }
 
     /// Ends with the next failure to connect. The pool itself tells nobody of it: those who wait would wait for their deadline.
@@ -82,7 +109,9 @@ impl ManageConnection for Manager {
     type Error = Error;
 
     async fn connect(&self) -> Result<Exclusive, Error> {
-        let dialled = self.dialer.dial(None).await;
+        let dialer = Arc::clone(&self.dialer);
+        let dialling = self.runtime.spawn(async move { dialer.dial(None).await });
+        let dialled = dialling.await.unwrap_or_else(|_| Err(closed()));
         if let Err(error) = &dialled {
             self.failed.send_replace(Some(error.clone()));
         }
@@ -94,6 +123,12 @@ impl ManageConnection for Manager {
     }
 
     async fn is_valid(&self, connection: &mut Exclusive) -> Result<(), Error> {
+        if !connection.is_alive() {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the connection has ended",
+            ));
+        }
         if connection.last_reply.elapsed() < FRESH {
             return Ok(());
         }
@@ -113,6 +148,10 @@ async fn exchange(
     call: &Call,
     deadline: Instant,
 ) -> Result<Reply, Error> {
+    if !connection.is_alive() {
+        let text = "the exclusive connection has ended; nothing was sent";
+        return Err(Error::new(ErrorKind::Unavailable, text));
+    }
     let sent = connection
         .connection
         .commands
@@ -148,12 +187,17 @@ fn ambiguous() -> Error {
 #[derive(Debug)]
 pub struct Dedicated {
     connection: PooledConnection<'static, Manager>,
+    closed: CancellationToken,
     /// A command was sent and its reply not taken.
     waiting: bool,
 }
 
 impl Dedicated {
-    pub(super) async fn check_out(pool: &Pool, deadline: Instant) -> Result<Self, Error> {
+    pub(super) async fn check_out(
+        pool: &Pool,
+        deadline: Instant,
+        closed: CancellationToken,
+    ) -> Result<Self, Error> {
         let taken = async {
             tokio::select! {
                 // First, so that it is listening before the pool begins to connect.
@@ -170,16 +214,12 @@ impl Dedicated {
                         .with_source(error),
                 );
             }
-            Ok(Err(RunError::TimedOut)) | Err(_) => {
-                return Err(Error::new(
-                    ErrorKind::Saturated,
-                    "no exclusive connection was free before the deadline",
-                ));
-            }
+            Ok(Err(RunError::TimedOut)) | Err(_) => return Err(pool.late()),
         };
         connection.used = true;
         Ok(Self {
             connection,
+            closed,
             waiting: false,
         })
     }
@@ -194,8 +234,11 @@ impl Dedicated {
     ///
     /// A dropped call may have been executed; the connection is then closed instead of being released.
     pub async fn call(&mut self, call: Call, deadline: Duration) -> Result<Reply, Error> {
+        if self.closed.is_cancelled() {
+            return Err(closed());
+        }
         self.waiting = true;
-        let answered = exchange(&mut self.connection, &call, Instant::now() + deadline).await;
+        let answered = exchange(&mut self.connection, &call, deadline::after(deadline)).await;
         let refused = |error: &Error| matches!(error.kind(), ErrorKind::Server(_));
         self.waiting = answered.as_ref().is_err_and(|error| !refused(error));
         answered

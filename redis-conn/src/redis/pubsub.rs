@@ -12,7 +12,7 @@ use std::{
 use ::redis::{PushInfo, PushKind, RedisError, Value, aio::AsyncPushSender};
 use tokio::{
     runtime::Handle,
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -26,12 +26,15 @@ use crate::{Error, ErrorKind, bus::Hub, engine::closed, trace::event};
 
 /// A connection that said nothing for so long is asked; a silent one would lose messages without a trace.
 const QUIET: Duration = Duration::from_secs(2);
+/// How many channels one command asks for.
+const CHUNK: usize = 1_000;
 const PROBE: Duration = Duration::from_millis(500);
 
 /// The way to the task that owns the connection.
 #[derive(Debug)]
 pub(super) struct PubSub {
     requests: mpsc::UnboundedSender<Request>,
+    error: watch::Receiver<Option<Error>>,
 }
 
 /// Tells whether the server confirmed.
@@ -53,18 +56,20 @@ impl PubSub {
         runtime: &Handle,
     ) -> Self {
         let (requests, inbox) = mpsc::unbounded_channel();
+        let (status, error) = watch::channel(None);
         let task = Task {
             dialer,
             heard: Arc::new(AtomicBool::new(false)),
             hub,
             inbox,
             waiting: Vec::new(),
+            status,
         };
         tasks.spawn_on(
             async move { closed.run_until_cancelled(task.run()).await },
             runtime,
         );
-        Self { requests }
+        Self { requests, error }
     }
 
     /// Returns when the server has confirmed the subscription.
@@ -79,6 +84,11 @@ impl PubSub {
                 "the subscription was not confirmed before the deadline",
             )),
         }
+    }
+
+    /// Why nobody who listens hears anything now.
+    pub(super) fn error(&self) -> Option<Error> {
+        self.error.borrow().clone()
     }
 
     pub(super) fn unlisten(&self, channel: &Arc<str>) {
@@ -96,6 +106,7 @@ struct Task {
     inbox: mpsc::UnboundedReceiver<Request>,
     /// Asked for, to be confirmed by the next connection.
     waiting: Vec<(Arc<str>, Answer)>,
+    status: watch::Sender<Option<Error>>,
 }
 
 impl Task {
@@ -106,6 +117,7 @@ impl Task {
         loop {
             if self.hub.is_empty() && self.waiting.is_empty() {
                 missed = false;
+                self.status.send_replace(None);
                 if !self.next_request().await {
                     return;
                 }
@@ -114,15 +126,20 @@ impl Task {
             match self.connect().await {
                 Ok(session) => {
                     backoff.reset();
+                    self.status.send_replace(None);
                     if std::mem::replace(&mut missed, true) {
                         self.hub.gap();
                     }
                     self.serve(session).await;
                     event!(warn, "the subscriptions lost their connection");
+                    let text = "the connection of the subscriptions was lost";
+                    let lost = Error::new(ErrorKind::Unavailable, text);
+                    self.status.send_replace(Some(lost));
                 }
                 Err(error) => {
                     event!(warn, "the subscriptions are not connected: {error}");
                     let pause = backoff.after(&error);
+                    self.status.send_replace(Some(error.clone()));
                     self.refuse_until(Instant::now() + pause, &error).await;
                 }
             }
@@ -160,16 +177,17 @@ impl Task {
             confirmed: HashSet::new(),
             deadline: self.dialer.config().command_timeout(),
         };
-        for channel in self.hub.names() {
-            session.subscribe(&channel).await?;
+        let mut channels = self.hub.names();
+        channels.extend(self.waiting.iter().map(|(channel, _)| Arc::clone(channel)));
+        let refused = session.subscribe_all(channels).await?;
+        for (channel, refusal) in &refused {
+            event!(warn, "the server refuses a subscription: {refusal}");
+            // Its subscribers must not believe that nothing is published.
+            self.hub.end(channel);
         }
         for (channel, answer) in self.waiting.drain(..) {
-            // Its subscriber may have gone meanwhile.
-            let _ = answer.send(if session.confirmed.contains(&channel) {
-                Ok(())
-            } else {
-                Err(closed())
-            });
+            let refusal = refused.iter().find(|(name, _)| *name == channel);
+            let _ = answer.send(refusal.map_or(Ok(()), |(_, refusal)| Err(refusal.clone())));
         }
         Ok(session)
     }
@@ -212,9 +230,7 @@ impl Task {
         match request {
             Request::Listen(channel, answer) => {
                 let subscribed = session.subscribe(&channel).await;
-                let kept = !subscribed
-                    .as_ref()
-                    .is_err_and(|error| !matches!(error.kind(), ErrorKind::Server(_)));
+                let kept = subscribed.as_ref().err().is_none_or(is_refusal);
                 let _ = answer.send(subscribed);
                 kept
             }
@@ -234,6 +250,34 @@ struct Session {
 }
 
 impl Session {
+    /// Has all channels confirmed, in as few round trips as the server allows; returns those that it refuses.
+    async fn subscribe_all(
+        &mut self,
+        channels: Vec<Arc<str>>,
+    ) -> Result<Vec<(Arc<str>, Error)>, Error> {
+        let mut refused = Vec::new();
+        for chunk in channels.chunks(CHUNK) {
+            let names: Vec<&str> = chunk.iter().map(|channel| &**channel).collect();
+            let confirmation = self.connection.commands.subscribe(names);
+            match confirmed(timeout(self.deadline, confirmation).await) {
+                Ok(()) => self.confirmed.extend(chunk.iter().cloned()),
+                // The server refuses all for the sake of one.
+                Err(error) if is_refusal(&error) => {
+                    for channel in chunk {
+                        match self.subscribe(channel).await {
+                            Err(error) if is_refusal(&error) => {
+                                refused.push((Arc::clone(channel), error));
+                            }
+                            subscribed => subscribed?,
+                        }
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(refused)
+    }
+
     async fn subscribe(&mut self, channel: &Arc<str>) -> Result<(), Error> {
         if !self.confirmed.contains(channel) {
             let confirmation = self.connection.commands.subscribe(&**channel);
@@ -256,6 +300,10 @@ impl Session {
         let answer = self.connection.commands.send_packed_command(&ping);
         matches!(timeout(PROBE, answer).await, Ok(Ok(_)))
     }
+}
+
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Server(_))
 }
 
 fn confirmed(

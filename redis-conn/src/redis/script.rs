@@ -92,7 +92,7 @@ impl ScriptCall<'_> {
     ///
     /// A dropped call may have been executed.
     pub async fn run(self, deadline: Duration) -> Result<Reply, Error> {
-        let deadline = tokio::time::Instant::now() + deadline;
+        let deadline = crate::deadline::after(deadline);
         match self.redis.call_at(&self.call, deadline).await {
             Err(error) if is_unknown(&error) => {
                 let call = self.call.with_text(&self.text);

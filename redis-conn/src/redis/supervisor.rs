@@ -11,10 +11,13 @@ use super::{
     dial::{Connection, Dialer},
     lane::{Lane, Link, Phase},
 };
-use crate::trace::event;
+use crate::{Error, ErrorKind, trace::event};
 
 /// A connection that lived so long was a good one: the next attempt needs no pause.
 const STABLE: Duration = Duration::from_secs(1);
+
+/// A pause that callers wait out.
+const SHORT: Duration = Duration::from_millis(50);
 
 /// Everything that the supervisor of one lane needs.
 #[derive(Debug)]
@@ -56,9 +59,14 @@ impl Supervisor {
                     event!(warn, "lane {} lost its connection", self.index);
                     if lived >= STABLE {
                         backoff.reset();
-                    } else {
-                        tokio::time::sleep(backoff.pause()).await;
+                        continue;
                     }
+                    let pause = backoff.pause();
+                    if pause > SHORT {
+                        let text = "the last connection ended soon after it was made";
+                        self.enter(Phase::Down(Error::new(ErrorKind::Unavailable, text)));
+                    }
+                    tokio::time::sleep(pause).await;
                 }
                 Err(error) => {
                     event!(warn, "lane {} is not connected: {error}", self.index);

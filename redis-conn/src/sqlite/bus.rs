@@ -126,3 +126,14 @@ fn last(connection: &Connection) -> rusqlite::Result<i64> {
         .optional()?;
     Ok(last.unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_looked_for_often_enough() {
+        let promised = Duration::from_millis(20);
+        assert!(POLL <= promised, "{POLL:?}");
+    }
+}

@@ -1,6 +1,6 @@
 //! The connections to the file.
 
-use std::{path::Path, time::Duration};
+use std::{fmt::Write as _, path::Path, time::Duration};
 
 use rusqlite::{Connection, OpenFlags};
 
@@ -56,14 +56,47 @@ pub(super) fn connect(path: &Path, role: Role) -> rusqlite::Result<Connection> {
         attempt < role.attempts()
     }))?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    // Checkpoints wait for the disk, so the housekeeper makes them, and no caller waits in a commit that happens to be the
+    // thousandth page.
     connection.execute_batch(&format!(
         "PRAGMA synchronous = NORMAL;
+         PRAGMA wal_autocheckpoint = 0;
          PRAGMA cache_size = -{};
          PRAGMA journal_size_limit = {WAL_KEPT};
          PRAGMA trusted_schema = OFF;",
         role.cache()
     ))?;
     Ok(connection)
+}
+
+/// Opens the file to look at its header as it is on the disk, without the locks, the recovery and the checkpoint of a
+/// [`connect`]ion: nothing is changed or created, whoever's database it is.
+///
+/// The header must not be read past SQLite. When a process closes any descriptor of a file, it loses all of its POSIX locks on that
+/// file, also those of its other connections; SQLite knows of them and keeps such a descriptor open.
+pub(super) fn peek(path: &Path) -> rusqlite::Result<Connection> {
+    let access = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection =
+        Connection::open_with_flags(immutable(path), access | OpenFlags::SQLITE_OPEN_URI)?;
+    // A checkpoint that was cut short leaves a file that is shorter than its header says; the WAL holds the rest.
+    connection.execute_batch("PRAGMA writable_schema = ON")?;
+    Ok(connection)
+}
+
+/// The URI of an absolute path, as that of a file that does not change.
+fn immutable(path: &Path) -> String {
+    let mut uri = "file://".to_owned();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
+                uri.push(char::from(*byte));
+            }
+            // Writing to a string cannot fail.
+            _ => drop(write!(uri, "%{byte:02x}")),
+        }
+    }
+    uri.push_str("?immutable=1");
+    uri
 }
 
 /// The pause between two attempts at a lock; random, so that those who wait do not march in step.

@@ -8,7 +8,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Tx,
     alarm::Alarm,
+    condition::Condition,
     errors::sql_error,
+    identity::Identity,
     layout::{Swept, keep_wall},
     queue::Queue,
     time::Time,
@@ -42,6 +44,8 @@ pub(super) struct Keeper {
     pub(super) alarm: Arc<Alarm>,
     pub(super) closed: CancellationToken,
     pub(super) wal: PathBuf,
+    pub(super) file: Identity,
+    pub(super) condition: Arc<Condition>,
     /// Who it is in the lease.
     pub(super) id: i64,
 }
@@ -60,6 +64,13 @@ impl Keeper {
     pub(super) fn run(self) {
         let mut version = 0;
         while self.alarm.wait(0, Some(TICK)).is_some() && !self.closed.is_cancelled() {
+            if self.file.is_lost() {
+                event!(
+                    error,
+                    "the SQLite file was removed or replaced while it was open"
+                );
+                return self.condition.lose();
+            }
             match self.look_after(version) {
                 Ok(seen) => version = seen,
                 // The writer has ended first; this round was the last.
@@ -78,7 +89,15 @@ impl Keeper {
         let checkpoint = wal > WAL_LARGE || (wal > 0 && due.version == before);
         // An idle file costs a look and no write.
         let work = due.bus || due.pages || !due.tables.is_empty();
-        if (work || checkpoint) && self.write(|_| Ok(true))? {
+        if !work && !checkpoint {
+            return Ok(due.version);
+        }
+        let mine = self.write(|_| Ok(true));
+        if checkpoint && mine.is_err() {
+            // On a full disk nothing can be written until the WAL may begin again from its start.
+            self.checkpoint()?;
+        }
+        if mine? {
             for table in due.tables {
                 while self.write({
                     let table = table.clone();
@@ -211,7 +230,10 @@ fn micros(duration: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sqlite::{layout, time::Now};
+    use crate::{
+        ManualClock,
+        sqlite::{layout, time::Now, turn::Turnstile, worker::Writer},
+    };
 
     #[test]
     fn the_lease_is_held_by_one_and_taken_over_when_it_lapses() {
@@ -228,6 +250,45 @@ mod tests {
         assert!(asks(2, 109), "lapsed");
         assert!(!asks(1, 109), "held by the other");
         assert!(asks(1, 50), "the clock went back");
+    }
+
+    #[test]
+    fn a_step_runs_only_while_the_lease_is_held() {
+        let connection = Connection::open_in_memory().unwrap();
+        layout::create(&connection).unwrap();
+        let hour: i64 = 3_600_000_000;
+        let lease = "UPDATE tk_meta SET value = CASE name WHEN 'keeper' THEN 2 ELSE ?1 END WHERE name LIKE 'keeper%'";
+        connection.execute(lease, [hour + 1]).unwrap();
+        let clock = Arc::new(ManualClock::new(hour.cast_unsigned()));
+        let time = Arc::new(Time::new(Arc::clone(&clock) as Arc<dyn crate::Clock>));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (queue, condition) = (Arc::<Queue>::default(), Arc::<Condition>::default());
+        let writer = Writer {
+            connection,
+            queue: Arc::clone(&queue),
+            time: Arc::clone(&time),
+            turnstile: Turnstile(file.reopen().unwrap()),
+            condition: Arc::clone(&condition),
+            others: std::sync::mpsc::channel().1,
+        };
+        let writer = std::thread::spawn(|| writer.run());
+        let keeper = Keeper {
+            connection: Connection::open_in_memory().unwrap(),
+            writer: Arc::clone(&queue),
+            time,
+            alarm: Arc::default(),
+            closed: CancellationToken::new(),
+            wal: PathBuf::new(),
+            file: Identity::of(file.path()).unwrap(),
+            condition,
+            id: 1,
+        };
+        let step = |_: &Tx<'_>| -> rusqlite::Result<bool> { panic!("another process keeps house") };
+        assert!(!keeper.write(step).unwrap());
+        clock.set(hour.cast_unsigned() + 1);
+        assert!(keeper.write(|_| Ok(true)).unwrap(), "it has lapsed");
+        queue.close();
+        writer.join().unwrap();
     }
 
     #[test]

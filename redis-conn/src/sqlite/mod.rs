@@ -7,8 +7,10 @@
 mod alarm;
 mod boot;
 mod bus;
+mod condition;
 mod connection;
 mod errors;
+mod identity;
 mod keeper;
 mod layout;
 mod open;
@@ -18,9 +20,10 @@ mod turn;
 mod worker;
 
 use std::{
+    convert::Infallible,
     ops::Deref,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
@@ -33,6 +36,7 @@ pub use self::errors::sql_error;
 use self::{
     alarm::Alarm,
     bus::Poller,
+    condition::Condition,
     connection::{Role, connect},
     keeper::Keeper,
     open::Opened,
@@ -82,7 +86,7 @@ struct Inner {
     heard: watch::Receiver<u64>,
     keeper: Arc<Alarm>,
     threads: TaskTracker,
-    state: watch::Sender<State>,
+    condition: Arc<Condition>,
     closed: CancellationToken,
 }
 
@@ -189,7 +193,12 @@ impl Sqlite {
     }
 
     pub(crate) fn states(&self) -> watch::Receiver<State> {
-        self.inner.state.subscribe()
+        self.inner.condition.states()
+    }
+
+    /// Why nothing can be done with the file, or why the last write failed.
+    pub(crate) fn last_error(&self) -> Option<Error> {
+        self.inner.condition.last_error()
     }
 
     pub(crate) async fn publish(&self, channel: &str, frame: Arc<[u8]>) -> Result<(), Error> {
@@ -225,7 +234,7 @@ impl Sqlite {
             self.inner.writer.queue.abandon();
             self.inner.reader.queue.abandon();
         }
-        self.inner.state.send_replace(State::Disconnected);
+        self.inner.condition.close();
     }
 }
 
@@ -238,6 +247,7 @@ impl Inner {
     ) -> Result<Self, Error> {
         let Opened {
             path,
+            identity,
             writer,
             sidecar,
         } = opened;
@@ -254,14 +264,18 @@ impl Inner {
             heard: heard_by,
             keeper: Arc::default(),
             threads: TaskTracker::new(),
-            state: watch::Sender::new(State::Connected),
+            condition: Arc::default(),
             closed: closed.clone(),
         };
+        // Each thread but the writer holds a clone until its connection is closed.
+        let (open, others) = mpsc::channel::<Infallible>();
         let writer = Writer {
             connection: writer,
             queue: Arc::clone(&inner.writer.queue),
             time: Arc::clone(&time),
             turnstile: Turnstile(sidecar),
+            condition: Arc::clone(&inner.condition),
+            others,
         };
         inner.spawn("sqlite-writer", || writer.run())?;
         let reader = Reader {
@@ -269,7 +283,7 @@ impl Inner {
             queue: Arc::clone(&inner.reader.queue),
             time: Arc::clone(&time),
         };
-        inner.spawn("sqlite-reader", || reader.run())?;
+        inner.spawn("sqlite-reader", holding(&open, || reader.run()))?;
         let poller = Poller {
             connection: poller,
             hub,
@@ -278,7 +292,7 @@ impl Inner {
             closed: closed.clone(),
             heard,
         };
-        inner.spawn("sqlite-bus", || poller.run())?;
+        inner.spawn("sqlite-bus", holding(&open, || poller.run()))?;
         let keeper = Keeper {
             connection: keeper,
             writer: Arc::clone(&inner.writer.queue),
@@ -286,9 +300,11 @@ impl Inner {
             alarm: Arc::clone(&inner.keeper),
             closed,
             wal: wal(&path),
+            file: identity,
+            condition: Arc::clone(&inner.condition),
             id: crate::random::id().cast_signed(),
         };
-        inner.spawn("sqlite-keeper", || keeper.run())?;
+        inner.spawn("sqlite-keeper", holding(&open, || keeper.run()))?;
         Ok(inner)
     }
 
@@ -308,7 +324,7 @@ impl Inner {
         if self.closed.is_cancelled() {
             return Err(closed());
         }
-        Ok(())
+        self.condition.lost().map_or(Ok(()), Err)
     }
 
     /// Waits until the poller has answered a ring; `false` if it has ended.
@@ -329,6 +345,18 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Runs a thread and then, when its connection is closed, lets go.
+fn holding(
+    open: &mpsc::Sender<Infallible>,
+    run: impl FnOnce() + Send + 'static,
+) -> impl FnOnce() + Send + 'static {
+    let open = open.clone();
+    move || {
+        let _open = open;
+        run();
     }
 }
 

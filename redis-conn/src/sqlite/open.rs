@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -11,20 +11,23 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::{
     boot,
-    connection::{Role, connect, nap},
+    connection::{Role, connect, nap, peek},
     errors::sql_error,
+    identity::Identity,
     layout,
 };
 use crate::{Error, ErrorKind};
 
 /// How long other processes may keep the lock of the first open.
 const PATIENCE: Duration = Duration::from_secs(10);
-const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+/// The length of the smallest database that SQLite makes, in bytes.
+const SMALLEST: u64 = 512;
 
 /// The opened file.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) path: PathBuf,
+    pub(super) identity: Identity,
     pub(super) writer: Connection,
     /// The sidecar, unlocked.
     pub(super) sidecar: File,
@@ -38,12 +41,17 @@ pub(super) fn open(path: &Path) -> Result<Opened, Error> {
     let path = resolve(path)?;
     let sidecar = sidecar(&path)?;
     lock(&sidecar, &path)?;
-    let writer = inspect(&path).and_then(|()| prepare(&path));
+    let prepared = inspect(&path).and_then(|()| {
+        let writer = prepare(&path)?;
+        let identity = Identity::of(&path).map_err(|error| unusable(&path, error))?;
+        Ok((writer, identity))
+    });
     let unlocked = sidecar.unlock().map_err(|error| unusable(&path, error));
-    let writer = writer?;
+    let (writer, identity) = prepared?;
     unlocked?;
     Ok(Opened {
         path,
+        identity,
         writer,
         sidecar,
     })
@@ -72,7 +80,7 @@ fn resolve(path: &Path) -> Result<PathBuf, Error> {
 }
 
 fn unusable(path: &Path, error: io::Error) -> Error {
-    let text = format!("the SQLite file {path:?} cannot be used: {error}");
+    let text = format!("the SQLite file {path:?} cannot be used");
     Error::new(ErrorKind::Config, text).with_source(error)
 }
 
@@ -99,7 +107,7 @@ fn lock(sidecar: &File, path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Reads the header without SQLite, which would already recover and checkpoint a database of somebody else.
+/// Refuses what is not ours before anything can recover or checkpoint it.
 fn inspect(path: &Path) -> Result<(), Error> {
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
@@ -112,29 +120,33 @@ fn inspect(path: &Path) -> Result<(), Error> {
     if metadata.len() == 0 {
         return Ok(());
     }
-    let mut header = [0; 100];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
-    match read {
-        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-            return Err(unusable(path, error));
-        }
-        Ok(()) if header.starts_with(MAGIC) => {}
-        _ => {
-            let found = format!("{} bytes that are no SQLite database", metadata.len());
-            return Err(foreign(path, &found));
-        }
+    let garbage = || {
+        foreign(
+            path,
+            &format!("{} bytes that are no SQLite database", metadata.len()),
+        )
+    };
+    if metadata.len() < SMALLEST {
+        return Err(garbage());
     }
-    let application = field(&header, 68);
-    if application != layout::APPLICATION_ID {
-        let found = format!("the database of another program (application id {application:#x})");
-        return Err(foreign(path, &found));
+    let header = peek(path).and_then(|file| {
+        let number = |name| file.pragma_query_value(None, name, |row| row.get(0));
+        Ok((number("application_id")?, number("user_version")?))
+    });
+    match header {
+        Ok((layout::APPLICATION_ID, layout)) => known(path, layout),
+        Ok((application, _)) => {
+            let found =
+                format!("the database of another program (application id {application:#x})");
+            Err(foreign(path, &found))
+        }
+        Err(error) => match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+                Err(garbage().with_source(error))
+            }
+            _ => Err(setup_error(path, error)),
+        },
     }
-    known(path, field(&header, 60))
-}
-
-fn field(header: &[u8; 100], at: usize) -> i32 {
-    let bytes = header[at..].first_chunk().copied().unwrap_or_default();
-    i32::from_be_bytes(bytes)
 }
 
 fn foreign(path: &Path, found: &str) -> Error {

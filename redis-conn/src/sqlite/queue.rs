@@ -109,6 +109,9 @@ pub(super) trait Task: Send {
     /// Runs the job and keeps its result; `false` if its changes are to be rolled back.
     fn run(&mut self, tx: &Tx<'_>) -> bool;
 
+    /// Why the job failed, if it ran and did.
+    fn failure(&self) -> Option<&Error>;
+
     /// Answers the caller: with the result of the job or, if its transaction failed, with that error.
     fn answer(self: Box<Self>, transaction: Result<(), Error>);
 }
@@ -166,6 +169,10 @@ where
         let keep = result.is_ok();
         self.result = Some(result);
         keep
+    }
+
+    fn failure(&self) -> Option<&Error> {
+        self.result.as_ref()?.as_ref().err()
     }
 
     fn answer(self: Box<Self>, transaction: Result<(), Error>) {

@@ -1,12 +1,18 @@
 //! The threads that run the jobs.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::{
     Tx,
+    condition::Condition,
     errors::{is_busy, sql_error},
     queue::{Call, Claim, Queue, Task},
     time::Time,
@@ -119,21 +125,28 @@ pub(super) struct Writer {
     pub(super) queue: Arc<Queue>,
     pub(super) time: Arc<Time>,
     pub(super) turnstile: Turnstile,
+    pub(super) condition: Arc<Condition>,
+    /// Fails once all other connections of this process are closed.
+    pub(super) others: mpsc::Receiver<Infallible>,
 }
 
 impl Writer {
     pub(super) fn run(self) {
-        let _served = Served(&self.queue);
+        let served = Served(&self.queue);
         while let Some(mut batch) = self.queue.take(BATCH) {
             while !batch.is_empty() {
                 self.transaction(&mut batch);
             }
         }
+        drop(served);
+        // Whoever is the last to close removes the -wal and -shm files, and only a connection that may write can.
+        let _ = self.others.recv();
     }
 
     fn transaction(&self, batch: &mut Batch) {
         let mut begun = Vec::with_capacity(batch.len());
         let mut outcome = Ok(());
+        let changes = self.connection.total_changes();
         match self.begin(batch) {
             Ok(Some(tx)) => {
                 outcome = run_all(&tx, batch, &mut begun).and_then(|()| self.end("COMMIT"))
@@ -148,8 +161,24 @@ impl Writer {
             // If even this fails, the next transaction cannot begin and says so.
             let _ = self.end("ROLLBACK");
         }
+        self.note(&outcome, &begun, changes);
         for task in begun {
             task.answer(outcome.clone());
+        }
+    }
+
+    /// Remembers for the health check whether the file could be written. A job's own errors say nothing about that, but for those of
+    /// a full or broken disk.
+    fn note(&self, outcome: &Result<(), Error>, begun: &[Box<dyn Task>], changes: u64) {
+        let mut failures = begun.iter().filter_map(|task| task.failure());
+        let failure = failures
+            .find(|error| *error.kind() == ErrorKind::Unavailable)
+            .or(outcome.as_ref().err());
+        match failure {
+            Some(error) => self.condition.failed(error),
+            // Nothing is learned from a transaction that changed nothing.
+            None if self.connection.total_changes() == changes => {}
+            None => self.condition.wrote(),
         }
     }
 

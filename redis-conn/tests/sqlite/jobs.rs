@@ -3,7 +3,7 @@
 use std::{future::Future as _, sync::mpsc, task::Poll, time::Duration};
 
 use redis_conn::{
-    Backend, Error, ErrorKind,
+    Backend, Error, ErrorKind, Status,
     raw::{Sqlite, Tx, sql_error},
 };
 use testkit::{Fleet, process};
@@ -84,6 +84,11 @@ async fn a_job_that_fails_or_panics_leaves_its_neighbours_alone() {
     assert_eq!(
         errors,
         [ErrorKind::Corrupt, ErrorKind::Server("PANIC".into())]
+    );
+    assert_eq!(
+        backend.health().overall,
+        Status::Healthy,
+        "the file is well"
     );
     times.dedup();
     assert_eq!(times.len(), 1, "the others shared one transaction");
@@ -186,11 +191,21 @@ async fn a_full_disk_is_an_error_while_it_lasts() {
     let error = engine(&backend).write(LONG, fill).await.unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::Unavailable, "{error}");
     assert!(std::error::Error::source(&error).is_some());
+    let health = backend.health();
+    assert_eq!(health.overall, Status::Degraded, "{health:?}");
+    assert!(
+        health.checks[0].message.contains("the disk is full"),
+        "{health:?}"
+    );
+    // A transaction that changes nothing says nothing about the disk.
+    engine(&backend).write(LONG, |_| Ok(())).await.unwrap();
+    assert_eq!(backend.health().overall, Status::Degraded);
     engine(&backend)
         .write(LONG, limit(u32::MAX >> 1))
         .await
         .unwrap();
     engine(&backend).write(LONG, fill).await.unwrap();
+    assert_eq!(backend.health().overall, Status::Healthy);
 }
 
 #[tokio::test]

@@ -39,10 +39,10 @@ fn scratch() -> (TempDir, PathBuf) {
 }
 
 fn engine(backend: &Backend) -> &Sqlite {
-    match backend.engine() {
-        Engine::Sqlite(sqlite) => sqlite,
-        other => panic!("expected SQLite, found {other:?}"),
-    }
+    let Engine::Sqlite(sqlite) = backend.engine() else {
+        panic!("expected SQLite, found {backend:?}");
+    };
+    sqlite
 }
 
 /// Opens the file with both tables.

@@ -1,12 +1,18 @@
 //! Which files are opened, and by how many at once.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    error::Error as _,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use redis_conn::{
-    Backend, ErrorKind, State,
+    Backend, ErrorKind, State, Status,
     raw::{Tx, sql_error},
 };
 use testkit::{Fleet, process};
+use tokio::sync::oneshot;
 
 use super::{LONG, bypass, engine, increment, number, open, scratch, until};
 
@@ -61,10 +67,7 @@ async fn is_refused(path: &Path, kind: ErrorKind, texts: &[&str]) {
         assert!(error.to_string().contains(text), "{text:?} in {error}");
     }
     assert!(fs::read(path).unwrap() == before, "the file was changed");
-    let directory = fs::read_dir(path.parent().unwrap()).unwrap();
-    let mut names: Vec<_> = directory.map(|entry| entry.unwrap().file_name()).collect();
-    names.sort();
-    assert_eq!(names, ["shared.db", "shared.db-lock"]);
+    assert_eq!(names(path), ["shared.db", "shared.db-lock"]);
 }
 
 #[tokio::test]
@@ -89,6 +92,192 @@ async fn the_database_of_another_program_is_left_as_it_is() {
         &["another program", "0x11", "0x54776b70"],
     )
     .await;
+}
+
+/// The names of all files in the directory of `path`.
+fn names(path: &Path) -> Vec<String> {
+    let directory = fs::read_dir(path.parent().unwrap()).unwrap();
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string();
+    let mut names: Vec<_> = directory.map(|entry| name(entry).unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn companion(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Copies a database together with its WAL, as a process that dies would leave them.
+fn copy_hot(from: &Path, to: &Path) {
+    fs::copy(from, to).unwrap();
+    fs::copy(companion(from, "-wal"), companion(to, "-wal")).unwrap();
+}
+
+#[tokio::test]
+async fn the_database_of_another_program_that_died_is_not_recovered() {
+    let ((_theirs, theirs), (_directory, path)) = (scratch(), scratch());
+    let connection = bypass(&theirs);
+    connection
+        .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (a); INSERT INTO t VALUES (1)")
+        .unwrap();
+    copy_hot(&theirs, &path);
+    let files = || [fs::read(&path), fs::read(companion(&path, "-wal"))].map(Result::unwrap);
+    let before = files();
+    let error = Backend::sqlite(&path).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::Corrupt, "{error}");
+    assert!(files() == before, "a file was changed");
+    let expected = ["shared.db", "shared.db-lock", "shared.db-wal"];
+    assert_eq!(names(&path), expected);
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_was_cut_short_is_finished() {
+    let ((_source, source), (_directory, path)) = (scratch(), scratch());
+    open(&source).await.close(LONG).await.unwrap();
+    let connection = bypass(&source);
+    connection
+        .execute_batch(
+            "PRAGMA wal_autocheckpoint = 0; INSERT INTO test_boot VALUES (hex(zeroblob(100000)), 7, 9e18)",
+        )
+        .unwrap();
+    copy_hot(&source, &path);
+    let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+    connection.query_row(checkpoint, [], |_| Ok(())).unwrap();
+    // The first page, with the new size of the file, was written and no other.
+    let (whole, mut cut) = (fs::read(&source).unwrap(), fs::read(&path).unwrap());
+    assert!(whole.len() > cut.len() && cut[..4_096] != whole[..4_096]);
+    cut[..4_096].copy_from_slice(&whole[..4_096]);
+    fs::write(&path, cut).unwrap();
+    let backend = open(&path).await;
+    assert_eq!(number(&backend, "SELECT value FROM test_boot").await, 7);
+}
+
+#[tokio::test]
+async fn any_name_will_do() {
+    let (directory, _) = scratch();
+    let path = directory.path().join("a b%41?mode=memory#é&.db");
+    for expected in 1..=2 {
+        let backend = open(&path).await;
+        let job = engine(&backend).write(LONG, |tx| increment(tx, "opened"));
+        assert_eq!(job.await.unwrap(), expected);
+        backend.close(LONG).await.unwrap();
+    }
+    assert_eq!(names(&path).len(), 2, "{:?}", names(&path));
+}
+
+/// Closing any descriptor of a file ends all POSIX locks that the process holds on it, and another process that believes to be the
+/// last one removes the WAL.
+#[tokio::test]
+async fn opening_the_file_twice_keeps_the_locks_of_this_process() {
+    let (_directory, path) = scratch();
+    let first = open(&path).await;
+    let second = open(&path).await;
+    let outside = Fleet::new("open::writes_from_outside").env("FILE", path.display());
+    for round in 1..=3 {
+        for backend in [&first, &second] {
+            let job = engine(backend).write(LONG, |tx| increment(tx, "inside"));
+            job.await.unwrap();
+        }
+        // What it sees and what it has written itself.
+        assert_eq!(outside.run(1).await, [[format!("{} {round}", 2 * round)]]);
+        assert!(companion(&path, "-wal").exists(), "round {round}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "the child of opening_the_file_twice_keeps_the_locks_of_this_process"]
+async fn writes_from_outside() {
+    let connection = bypass(&std::env::var("FILE").unwrap().into());
+    let write = "INSERT INTO test_boot VALUES ('outside', 1, 9e18) ON CONFLICT DO UPDATE SET value = value + 1";
+    connection.execute(write, []).unwrap();
+    let read = "SELECT (SELECT value FROM test_boot WHERE key = 'inside') || ' ' || (SELECT value FROM test_boot WHERE key = 'outside')";
+    let seen: String = connection.query_row(read, [], |row| row.get(0)).unwrap();
+    process::report(seen);
+}
+
+#[tokio::test]
+async fn a_file_that_is_removed_or_replaced_is_lost() {
+    for replaced in [false, true] {
+        let (_directory, path) = scratch();
+        let backend = open(&path).await;
+        fs::remove_file(&path).unwrap();
+        if replaced {
+            fs::write(&path, "").unwrap();
+        }
+        until("the loss is seen", LONG, async || {
+            backend.state() == State::Error
+        })
+        .await;
+        let sqlite = engine(&backend);
+        for error in [
+            sqlite.write(LONG, |_| Ok(())).await.unwrap_err(),
+            sqlite.read(LONG, |_| Ok(())).await.unwrap_err(),
+            backend.bus().publish("news", b"lost").await.unwrap_err(),
+            backend.bus().subscribe("news").await.unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), &ErrorKind::Unavailable);
+            assert!(error.to_string().contains("removed or replaced"), "{error}");
+        }
+        let health = backend.health();
+        assert_eq!(health.overall, Status::Unhealthy);
+        let message = &health.checks[0].message;
+        assert!(message.contains("removed or replaced"), "{message}");
+        backend.close(LONG).await.unwrap();
+        let error = sqlite.read(LONG, |_| Ok(())).await.unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::Closed);
+    }
+}
+
+#[tokio::test]
+async fn options_are_checked_before_a_file_is_made() {
+    let (directory, path) = scratch();
+    let too_long = "i".repeat(129);
+    for builder in [
+        Backend::builder().namespace("Shop"),
+        Backend::builder().instance_id(""),
+        Backend::builder().instance_id("a b"),
+        Backend::builder().instance_id("é"),
+        Backend::builder().instance_id(too_long),
+    ] {
+        let error = builder.clone().sqlite(&path).await.unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::Config, "{error}");
+        let error = builder.memory().unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::Config, "{error}");
+    }
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    let longest = "i".repeat(128);
+    let builder = Backend::builder().instance_id(&longest);
+    let backend = builder.sqlite(&path).await.unwrap();
+    assert_eq!(backend.instance_id(), longest);
+}
+
+/// Only a connection that may write removes the WAL, and only if it is the last: also when a reader is still busy.
+#[tokio::test]
+async fn closing_leaves_the_file_and_the_lock_only() {
+    for _ in 0..10 {
+        let (_directory, path) = scratch();
+        let backend = open(&path).await;
+        let _subscription = backend.bus().subscribe("news").await.unwrap();
+        let (begun, has_begun) = oneshot::channel();
+        let (sqlite, wal) = (engine(&backend).clone(), companion(&path, "-wal"));
+        let reader = tokio::spawn(async move {
+            let others_have_closed = move |_: &Tx<'_>| {
+                let _ = begun.send(());
+                // The writer waits for this one.
+                while open_descriptors(&wal) > 2 {
+                    std::thread::yield_now();
+                }
+                Ok(())
+            };
+            sqlite.read(LONG, others_have_closed).await
+        });
+        has_begun.await.unwrap();
+        backend.close(LONG).await.unwrap();
+        reader.await.unwrap().unwrap();
+        assert_eq!(names(&path), ["shared.db", "shared.db-lock"]);
+    }
 }
 
 #[tokio::test]
@@ -125,7 +314,10 @@ async fn a_path_that_cannot_be_used_is_a_configuration_error() {
     ] {
         let error = Backend::sqlite(path).await.unwrap_err();
         assert_eq!(error.kind(), &ErrorKind::Config, "{path:?}: {error}");
-        assert!(error.to_string().contains(&format!("{path:?}")), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("{path:?}")), "{text}");
+        let cause = error.source().unwrap().to_string();
+        assert!(!text.contains(&cause), "{text}: {cause}");
     }
     for path in ["", ":memory:", "file:x?mode=memory"] {
         let error = Backend::sqlite(path).await.unwrap_err();
