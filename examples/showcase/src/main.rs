@@ -74,14 +74,18 @@ fn main() -> ExitCode {
 }
 
 async fn run() -> Result<(), Failure> {
-    let (settings, backend) = configure().await?;
+    // Before anything that may take its time: whoever stops a server that still waits for Redis wants it to end in order too.
+    let mut requested = Box::pin(shutdown::requested()?);
+    let (settings, backend) = tokio::select! {
+        configured = configure() => configured?,
+        () = &mut requested => return Ok(()),
+    };
     let app =
         routes::router(&backend, &settings).map_err(|error| Failure::Start(with_causes(&error)))?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, settings.port))
         .await
         .map_err(|error| Failure::Start(format!("PORT={}: {error}", settings.port)))?;
     let address = listener.local_addr()?;
-    let requested = shutdown::requested()?;
     println!("listening on http://{address} backend={}", backend.kind());
 
     shutdown::serve(listener, app, requested, shutdown::FINISH).await?;

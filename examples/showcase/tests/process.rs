@@ -334,3 +334,22 @@ async fn sigterm_ends_it_although_connections_are_open() {
     assert!(printed.is_empty(), "{printed:?}");
     assert_eq!(idle.read(&mut [0]).await.unwrap_or(0), 0);
 }
+
+#[tokio::test]
+async fn sigterm_ends_it_while_it_waits_for_a_required_redis() {
+    let mut child = command(&[
+        ("REDIS_URL", &nobody()),
+        ("REDIS_REQUIRED", "true"),
+        ("REDIS_CONNECT_TIMEOUT", "60000"),
+    ])
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let said = timeout(BOUND, log.next_line()).await.unwrap().unwrap();
+    assert!(said.unwrap().contains("not connected"));
+    let pid = Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let status = timeout(BOUND, child.wait()).await.unwrap().unwrap();
+    assert_eq!(status.code(), Some(0));
+}
