@@ -18,6 +18,7 @@ use tower_ratelimit_redis::{Decision, Limiter, Policy, RateLimitLayer};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt::init();
     let backend = Backend::from_env().await?;
     let policy = Policy::new("quickstart")
         .limit(5, Duration::from_secs(10))
