@@ -4,7 +4,8 @@ use std::fmt;
 
 use tokio::sync::watch;
 
-/// The state of the connection to the backend. The embedded backends are always [`Connected`](State::Connected) until closed.
+/// The state of the connection to the backend. The embedded backends are
+/// [`Connected`](State::Connected) until closed, but for SQLite when its file was removed or replaced: that is an [`Error`](State::Error).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum State {

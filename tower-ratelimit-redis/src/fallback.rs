@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use redis_conn::{Check, Clock, Error, ErrorKind, Part, Status, Subject};
@@ -46,11 +46,17 @@ impl OnFailure {
     }
 }
 
+/// How long, in microseconds, nothing more is said about values that cannot be read.
+const CORRUPT_PAUSE: u64 = 1_000_000;
+
 /// The failure policy at work, and what the health of the limiter is because of it.
 #[derive(Debug)]
 pub(crate) struct Fallback {
     mode: Mode,
     degraded: AtomicBool,
+    clock: Arc<dyn Clock>,
+    /// From when on a value that cannot be read is worth an event again.
+    report_corrupt_at: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -91,6 +97,8 @@ impl Fallback {
         Self {
             mode,
             degraded: AtomicBool::new(false),
+            clock: Arc::clone(clock),
+            report_corrupt_at: AtomicU64::new(0),
         }
     }
 
@@ -155,13 +163,31 @@ impl Fallback {
         if *error.kind() == ErrorKind::Config {
             return Err(error);
         }
-        if !self.degraded.swap(true, Ordering::Relaxed) {
+        if *error.kind() == ErrorKind::Corrupt {
+            self.report_corrupt(&error);
+        } else if !self.degraded.swap(true, Ordering::Relaxed) {
             event!(warn, "{}: {error}", self.consequence());
         }
         match &self.mode {
             Mode::Local { store, share } => Ok(local(store, *share).into_local()),
             Mode::Open => Ok(Decision::open()),
             Mode::Closed => Err(error),
+        }
+    }
+
+    /// The store answers, but what it holds of one subject cannot be read. This says nothing about the others, so the limiter is
+    /// no worse for it.
+    fn report_corrupt(&self, error: &Error) {
+        let now = self.clock.boot_micros();
+        let due = |at| (at <= now).then_some(now + CORRUPT_PAUSE);
+        let reported =
+            self.report_corrupt_at
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, due);
+        if reported.is_ok() {
+            event!(
+                warn,
+                "the counts of a subject cannot be read, the failure policy decides for it until they expire or are reset: {error}"
+            );
         }
     }
 
@@ -208,5 +234,75 @@ mod tests {
             let error = OnFailure::Local { share }.validate().unwrap_err();
             assert_eq!(*error.kind(), ErrorKind::Config, "{share}");
         }
+    }
+
+    fn policy(max: u64) -> Policy {
+        let policy = Policy::new("api").limit(max, std::time::Duration::from_secs(60));
+        policy.build().unwrap()
+    }
+
+    fn fallback(on_failure: OnFailure) -> Fallback {
+        let clock: Arc<dyn Clock> = Arc::new(redis_conn::ManualClock::new(1_000_000_000));
+        Fallback::new(on_failure, &clock, 1_000)
+    }
+
+    fn error(kind: ErrorKind) -> Error {
+        Error::new(kind, "")
+    }
+
+    #[test]
+    fn a_look_is_at_the_share_and_a_reset_forgets() {
+        let (fallback, policy) = (fallback(OnFailure::default()), policy(4));
+        let subject = Subject::from("a");
+        let decide = || {
+            fallback
+                .decide(&policy, &subject, 2, error(ErrorKind::Timeout))
+                .unwrap()
+        };
+        let peek = || {
+            fallback
+                .peek(&policy, &subject, error(ErrorKind::Timeout))
+                .unwrap()
+        };
+        assert_eq!(peek().limits()[0].limit, 2);
+        assert!(decide().is_allowed() && !peek().is_allowed());
+        fallback.reset(&policy, &subject);
+        assert!(peek().is_allowed() && decide().is_allowed());
+    }
+
+    #[test]
+    fn any_answer_of_the_store_ends_what_is_degraded() {
+        let (fallback, policy) = (fallback(OnFailure::Open), policy(4));
+        let subject = Subject::from("a");
+        fallback
+            .decide(&policy, &subject, 1, error(ErrorKind::Unavailable))
+            .unwrap();
+        assert_eq!(fallback.check().status, Status::Degraded);
+        fallback.store_answered();
+        assert_eq!(fallback.check().status, Status::Healthy);
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_not_fallen_back_from() {
+        for mode in [OnFailure::default(), OnFailure::Open, OnFailure::Closed] {
+            let (fallback, policy) = (fallback(mode), policy(4));
+            let subject = Subject::from("a");
+            let config = || error(ErrorKind::Config);
+            assert!(fallback.decide(&policy, &subject, 1, config()).is_err());
+            assert!(fallback.peek(&policy, &subject, config()).is_err());
+            assert_eq!(fallback.check().status, Status::Healthy);
+        }
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_read_says_nothing_about_the_store() {
+        let (fallback, policy) = (fallback(OnFailure::default()), policy(4));
+        let subject = Subject::from("a");
+        let decide = |kind| fallback.decide(&policy, &subject, 1, error(kind)).unwrap();
+        assert_eq!(decide(ErrorKind::Corrupt).source(), crate::Source::Local);
+        assert_eq!(fallback.check().status, Status::Healthy);
+        decide(ErrorKind::Timeout);
+        decide(ErrorKind::Corrupt);
+        assert_eq!(fallback.check().status, Status::Degraded);
     }
 }

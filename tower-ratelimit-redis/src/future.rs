@@ -78,7 +78,7 @@ where
                             decision,
                         },
                         Step::Refuse { refusal, protocol } => {
-                            let response = refusal.into_response(&protocol, *this.headers);
+                            let response = refusal.into_response(protocol, *this.headers);
                             return Poll::Ready(Ok(response.map(ResponseBody::full)));
                         }
                     }

@@ -67,7 +67,12 @@
 //! trip: one script call in Redis, one transaction in SQLite.
 //!
 //! The promise ends where the store forgets (a failover to a replica that had not yet seen the last writes, an eviction, a restart
-//! without persistence) and where its clock steps forward. If its clock steps back, nobody waits longer than ever.
+//! without persistence) and where its clock steps. After a step forward, units may go by so much earlier; each step back lets units go up to a 32nd of
+//! the window earlier, and nobody waits longer than ever.
+//!
+//! Policies of one name but other windows, as in a deployment that changes a window while both versions serve, decide each by its
+//! own windows. What any of them admits is charged to all of them (to the last eight windows, that is, which a policy does not
+//! have itself), from the first charge of that window on.
 //!
 //! # What happens when the store does not answer
 //!
@@ -90,7 +95,7 @@
 //! |---|---|---|---|
 //! | memory | this process | time since boot | [`local_capacity`](LimiterBuilder::local_capacity): beyond it newcomers share counts, and nobody refused is forgotten |
 //! | SQLite (feature `sqlite`) | the processes of one host | time since boot | the disk; expired rows are swept |
-//! | Redis (feature `redis`, default) | everybody | the server's clock | its memory; every key expires after the longest window |
+//! | Redis (feature `redis`, default) | everybody | the server's clock | its memory; every key expires after the longest window counted in it |
 //!
 //! Redis 6.2 or Valkey 7.2 and later, with `noeviction`: a server that evicts forgets counts. A user of the server needs
 //! `EVALSHA`, `EVAL`, `TIME`, `GET`, `SET`, and `DEL` for resets.

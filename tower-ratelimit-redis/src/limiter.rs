@@ -11,6 +11,8 @@ use crate::{
 };
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(100);
+/// Whoever waits longer has no use for a decision; and a point in time so far away can always be told.
+const MAX_TIMEOUT: Duration = Duration::from_secs(3_600);
 const DEFAULT_CAPACITY: usize = 1_000_000;
 
 /// Decides about calls, for all processes that share a [`Backend`]. Cheap to clone; clones share everything.
@@ -54,12 +56,14 @@ pub struct LimiterBuilder {
 
 impl Limiter {
     /// A limiter with the defaults of [`builder`](Self::builder).
+    ///
+    /// If this crate's feature for the kind of backend is off, every decision is the [`Config`](ErrorKind::Config) error that
+    /// [`build`](LimiterBuilder::build) would return at once; no failure policy hides it.
     #[must_use]
     pub fn new(backend: &Backend) -> Self {
-        match Self::builder(backend).build() {
-            Ok(limiter) => limiter,
-            Err(error) => unreachable!("the defaults are valid: {error}"),
-        }
+        let builder = Self::builder(backend);
+        let store = builder.store().unwrap_or_else(AnyStore::None);
+        builder.assemble(store)
     }
 
     /// Begins a limiter on this backend.
@@ -142,7 +146,8 @@ impl Limiter {
 
     /// Forgets all that `subject` was charged under `policy`. It overrules the policy, therefore it is audited.
     ///
-    /// The fallback of other processes keeps its own counts; they expire.
+    /// The fallback of this process forgets them too, once the store has; that of other processes keeps its own counts, which
+    /// expire.
     ///
     /// # Errors
     ///
@@ -164,8 +169,11 @@ impl Limiter {
                 fallback,
                 timeout,
             } = &*self.0;
-            fallback.reset(policy, &subject);
             let outcome = store.reset(policy, &subject, *timeout).await;
+            // After a failed reset the counts of the store are what they were, so those of the fallback are too.
+            if outcome.is_ok() {
+                fallback.reset(policy, &subject);
+            }
             let object = format_args!("{} {}", policy.name(), digest(&subject));
             audit.record("rate limit reset", object, &outcome);
             Ok(outcome?)
@@ -174,7 +182,7 @@ impl Limiter {
 }
 
 impl LimiterBuilder {
-    /// How long the store may take for a decision before the failure policy decides; 100 ms if not set.
+    /// How long the store may take for a decision before the failure policy decides, up to an hour; 100 ms if not set.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -197,16 +205,25 @@ impl LimiterBuilder {
     ///
     /// # Errors
     ///
-    /// [`Config`](ErrorKind::Config) if the timeout or the capacity is zero, or the share is not above 0 and at most 1.
+    /// [`Config`](ErrorKind::Config) if the timeout is zero or above an hour, the capacity is zero, the share is not above 0 and at
+    /// most 1, or this crate's feature for the kind of backend is off.
     pub fn build(self) -> Result<Limiter, Error> {
         self.on_failure.validate()?;
-        if self.timeout.is_zero() || self.capacity == 0 {
-            return Err(Error::new(
-                ErrorKind::Config,
-                "a timeout or a local capacity of 0: expected more",
+        let wrong = |text| Err(Error::new(ErrorKind::Config, text));
+        if self.timeout.is_zero() || self.timeout > MAX_TIMEOUT {
+            let found = self.timeout;
+            return wrong(format!(
+                "timeout {found:?}: expected more than 0 and at most 1 h"
             ));
         }
+        if self.capacity == 0 {
+            return wrong("local capacity 0: expected at least 1".to_owned());
+        }
         let store = self.store()?;
+        Ok(self.assemble(store))
+    }
+
+    fn assemble(self, store: AnyStore) -> Limiter {
         let on_failure = if matches!(store, AnyStore::Memory(_)) {
             // It never fails, so nothing need be counted twice for it.
             OnFailure::Closed
@@ -217,25 +234,15 @@ impl LimiterBuilder {
         let fallback = Arc::new(fallback);
         let part: Arc<dyn Part> = Arc::clone(&fallback) as _;
         self.backend.register(&part);
-        Ok(Limiter(Arc::new(Inner {
+        Limiter(Arc::new(Inner {
             store,
             fallback,
             timeout: self.timeout,
-        })))
+        }))
     }
 
     fn store(&self) -> Result<AnyStore, Error> {
-        Ok(match self.backend.engine() {
-            #[cfg(feature = "redis")]
-            redis_conn::raw::Engine::Redis(redis) => {
-                AnyStore::Redis(crate::store::redis::RedisStore::new(&self.backend, redis))
-            }
-            #[cfg(feature = "sqlite")]
-            redis_conn::raw::Engine::Sqlite(sqlite) => AnyStore::Sqlite(
-                crate::store::sqlite::SqliteStore::new(&self.backend, sqlite),
-            ),
-            _ => AnyStore::Memory(self.shared_memory()?),
-        })
+        AnyStore::of(&self.backend, || self.shared_memory())
     }
 
     /// The counts of the memory backend are one for all limiters of a namespace (and of one version of this crate: a program may
@@ -245,5 +252,28 @@ impl LimiterBuilder {
         self.backend.shared('r', PLACE, || {
             MemoryStore::new(Arc::clone(self.backend.clock()), self.capacity)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_that_is_none_is_refused() {
+        let with = |timeout| {
+            Limiter::builder(&Backend::memory())
+                .timeout(timeout)
+                .build()
+        };
+        for timeout in [
+            Duration::ZERO,
+            MAX_TIMEOUT + Duration::from_nanos(1),
+            Duration::MAX,
+        ] {
+            let error = with(timeout).unwrap_err();
+            assert_eq!(*error.kind(), ErrorKind::Config, "{timeout:?}");
+        }
+        assert!(with(MAX_TIMEOUT).is_ok());
     }
 }

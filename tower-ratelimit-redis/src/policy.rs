@@ -8,13 +8,13 @@ use crate::{PolicyError, RateLimitError, ring};
 pub(crate) const MAX_LIMITS: usize = 8;
 const MAX_NAME: usize = 64;
 const MIN_WINDOW: Duration = Duration::from_millis(1);
-/// Far below the 2^53 microseconds that Redis' scripts can count exactly, also after a multiplication by 32.
-const MAX_WINDOW: Duration = Duration::from_secs(366 * 24 * 3600);
+const MAX_WINDOW: Duration = Duration::from_micros(ring::MAX_WINDOW);
 
 /// A named set of limits that are decided together: a call is admitted when every limit has room for it, and is charged to
 /// all of them or to none.
 ///
-/// The name is part of the stored key: policies of one name share their counts, those of different names share nothing.
+/// The name is part of the stored key: policies of one name are charged with what any of them admits, each by its own windows,
+/// and share the counts of the windows they have in common; those of different names share nothing.
 /// Cheap to clone.
 ///
 /// ```

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Response, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
     request::Parts,
 };
@@ -13,6 +13,7 @@ use redis_conn::Error;
 use crate::{Decision, HeaderStyle, headers::seconds, key::KeyError};
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// Why a request is refused.
@@ -31,19 +32,18 @@ pub(crate) enum Refusal {
 }
 
 /// The language that the client understands.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Http,
-    /// With the content type of the request, which is that of the response.
-    Grpc(HeaderValue),
+    Grpc,
 }
 
 impl Protocol {
     pub(crate) fn of(request: &Parts) -> Self {
-        match request.headers.get(CONTENT_TYPE) {
-            Some(content) if content.as_bytes().starts_with(b"application/grpc") => {
-                Self::Grpc(content.clone())
-            }
+        let content = request.headers.get(CONTENT_TYPE);
+        match content.and_then(|content| content.as_bytes().strip_prefix(b"application/grpc")) {
+            // With anything else behind it, it is of another protocol: that of grpc-web wants its trailers in the body.
+            Some([] | [b'+' | b';', ..]) if request.method == Method::POST => Self::Grpc,
             _ => Self::Http,
         }
     }
@@ -136,12 +136,12 @@ impl Message {
     }
 
     /// A response of trailers only: the status of the call is in the header fields.
-    fn into_grpc(self, content_type: &HeaderValue) -> Response<Bytes> {
+    fn into_grpc(self) -> Response<Bytes> {
         let text = self.detail.as_deref().unwrap_or(self.title);
         let message = HeaderValue::try_from(percent_encode(text));
         let mut response = Response::new(Bytes::new());
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, content_type.clone());
+        headers.insert(CONTENT_TYPE, GRPC);
         headers.insert("grpc-status", self.grpc_status.into());
         if let Ok(message) = message {
             headers.insert("grpc-message", message);
@@ -171,11 +171,11 @@ impl Message {
 }
 
 impl Refusal {
-    pub(crate) fn into_response(self, protocol: &Protocol, style: HeaderStyle) -> Response<Bytes> {
+    pub(crate) fn into_response(self, protocol: Protocol, style: HeaderStyle) -> Response<Bytes> {
         let message = Message::of(&self);
         let mut response = match protocol {
             Protocol::Http => message.into_http(),
-            Protocol::Grpc(content_type) => message.into_grpc(content_type),
+            Protocol::Grpc => message.into_grpc(),
         };
         if let Self::Quota(decision) = self {
             let headers: &mut HeaderMap = response.headers_mut();
@@ -217,6 +217,33 @@ fn percent_encode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_grpc_call_is_answered_as_one() {
+        let protocol = |method: &Method, content: &'static str| {
+            let request = http::Request::builder()
+                .method(method)
+                .header(CONTENT_TYPE, content);
+            Protocol::of(&request.body(()).unwrap().into_parts().0)
+        };
+        for content in ["", "+proto", ";charset=utf-8", "+json; a=b"] {
+            let content: &'static str = format!("application/grpc{content}").leak();
+            assert_eq!(
+                protocol(&Method::POST, content),
+                Protocol::Grpc,
+                "{content}"
+            );
+            assert_eq!(protocol(&Method::GET, content), Protocol::Http, "{content}");
+        }
+        for content in ["-web", "-web+proto", "-web-text", "x", " "] {
+            let content: &'static str = format!("application/grpc{content}").leak();
+            assert_eq!(
+                protocol(&Method::POST, content),
+                Protocol::Http,
+                "{content}"
+            );
+        }
+    }
 
     #[test]
     fn a_text_survives_json() {

@@ -18,8 +18,10 @@
 //! operands are integers below 2^53, and the rounded quotient of two such integers has the floor of the exact one.
 //!
 //! **If the clock went back** below the head, the head becomes the bucket of now and all counts keep their age from the head.
-//! So nobody waits longer than `W + W/32`, and in true time no unit is forgotten early. The new head must be stored, also by a
-//! decision that stores nothing else: or each would find the counts as old as the one before.
+//! So nobody waits longer than `W + W/32`. The first promise, though, is one for a clock without steps: a unit may have been
+//! charged at any moment of its bucket and the new head stands at any moment of its own, so in true time each step back may let
+//! units go up to `W/32` earlier. The new head must be stored, also by a decision that stores nothing else: or each would find
+//! the counts as old as the one before.
 
 use std::time::Duration;
 
@@ -28,12 +30,18 @@ const PARTS: u64 = 32;
 /// One more than that: the oldest bucket, of which only a part lies in the window, is counted in full.
 const SLOTS: usize = PARTS as usize + 1;
 
+/// The longest window, in microseconds: 366 days. Far below the 2^53 that Redis' scripts count exactly, also after a
+/// multiplication by 32.
+pub(crate) const MAX_WINDOW: u64 = 366 * 24 * 3_600 * 1_000_000;
+
 /// The counts of one subject over one window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ring {
     window: u64,
     /// The bucket that the last slot counts.
     head: u64,
+    /// What was counted before the oldest slot; this and all sums of what is stored are modulo 2^32.
+    before: u32,
     /// The sum of all slots.
     total: u32,
     /// Oldest first.
@@ -57,13 +65,14 @@ pub(crate) fn lifetime(window: u64) -> u64 {
 impl Ring {
     /// The length of an encoded ring.
     #[cfg(any(feature = "sqlite", feature = "redis"))]
-    pub(crate) const ENCODED: usize = 8 + 8 + 4 + 4 * SLOTS;
+    pub(crate) const ENCODED: usize = 8 + 8 + 4 * (1 + SLOTS);
 
     /// Nothing counted yet.
     pub(crate) fn new(window: u64, now: u64) -> Self {
         Self {
             window,
             head: index(now, window),
+            before: 0,
             total: 0,
             slots: [0; SLOTS],
         }
@@ -73,14 +82,25 @@ impl Ring {
         self.window
     }
 
+    /// Whether nothing is counted.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
     /// Forgets what is too old at `now`. Tells whether the clock went back.
     pub(crate) fn advance(&mut self, now: u64) -> bool {
         let now = index(now, self.window);
         let back = now < self.head;
         let passed = now.saturating_sub(self.head).min(SLOTS as u64) as usize;
         if passed > 0 {
-            let expired: u32 = self.slots[..passed].iter().sum();
-            self.total -= expired;
+            let expired = self.slots[..passed].iter().copied();
+            let expired = expired.fold(0, u32::wrapping_add);
+            self.before = if passed < SLOTS {
+                self.before.wrapping_add(expired)
+            } else {
+                0
+            };
+            self.total = self.total.wrapping_sub(expired);
             self.slots.copy_within(passed.., 0);
             self.slots[SLOTS - passed..].fill(0);
         }
@@ -104,7 +124,8 @@ impl Ring {
     pub(crate) fn charge(&mut self, units: u32) {
         let units = units.min(u32::MAX - self.total);
         self.total += units;
-        self.slots[SLOTS - 1] += units;
+        let newest = &mut self.slots[SLOTS - 1];
+        *newest = newest.wrapping_add(units);
     }
 
     pub(crate) fn remaining(&self, limit: u32) -> u32 {
@@ -118,8 +139,7 @@ impl Ring {
         }
         let mut expired = 0_u32;
         for (age, slot) in (1..).zip(&self.slots) {
-            // The sum of the slots is `total`, which fits.
-            expired += slot;
+            expired = expired.saturating_add(*slot);
             if expired >= units {
                 let end = start(self.head + age, self.window);
                 return Duration::from_micros(end.saturating_sub(now));
@@ -128,32 +148,35 @@ impl Ring {
         Duration::ZERO
     }
 
-    /// Appends the window, the head, the sum and the slots, all little endian.
+    /// Appends the window, the head, what was counted before the oldest slot and up to the end of each, all little endian.
     #[cfg(feature = "sqlite")]
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.window.to_le_bytes());
         out.extend_from_slice(&self.head.to_le_bytes());
-        out.extend_from_slice(&self.total.to_le_bytes());
+        let mut sum = self.before;
+        out.extend_from_slice(&sum.to_le_bytes());
         for slot in self.slots {
-            out.extend_from_slice(&slot.to_le_bytes());
+            sum = sum.wrapping_add(slot);
+            out.extend_from_slice(&sum.to_le_bytes());
         }
     }
 
-    /// Reads an encoded ring; nothing if it cannot be one.
+    /// Reads an encoded ring; nothing if it cannot be one. Any sums can be: the counts are their differences, here as in the
+    /// script, which has no time to look at all of them.
     #[cfg(any(feature = "sqlite", feature = "redis"))]
     pub(crate) fn decode(bytes: &[u8; Self::ENCODED]) -> Option<Self> {
         let (window, rest) = bytes.split_first_chunk()?;
         let (head, rest) = rest.split_first_chunk()?;
-        let (total, rest) = rest.split_first_chunk()?;
-        let (slots, _) = rest.as_chunks::<4>();
-        let ring = Self {
-            window: u64::from_le_bytes(*window),
+        let (sums, _) = rest.as_chunks::<4>();
+        let sum = |at: usize| u32::from_le_bytes(sums[at]);
+        let window = u64::from_le_bytes(*window);
+        (1..=MAX_WINDOW).contains(&window).then(|| Self {
+            window,
             head: u64::from_le_bytes(*head),
-            total: u32::from_le_bytes(*total),
-            slots: std::array::from_fn(|at| u32::from_le_bytes(slots[at])),
-        };
-        let sum: u64 = ring.slots.iter().copied().map(u64::from).sum();
-        (sum == u64::from(ring.total) && ring.window > 0).then_some(ring)
+            before: sum(0),
+            total: sum(SLOTS).wrapping_sub(sum(0)),
+            slots: std::array::from_fn(|at| sum(at + 1).wrapping_sub(sum(at))),
+        })
     }
 }
 
@@ -270,10 +293,32 @@ mod tests {
         ring.encode(&mut bytes);
         let good: [u8; Ring::ENCODED] = bytes.try_into().unwrap();
         assert_eq!(Ring::decode(&good), Some(ring));
-        let mut bad = good;
-        bad[16] = 3;
-        assert_eq!(Ring::decode(&bad), None, "the sum is not that of the slots");
         assert_eq!(Ring::decode(&[0; Ring::ENCODED]), None, "no window");
+        let mut bad = good;
+        bad[7] = 1;
+        assert_eq!(Ring::decode(&bad), None, "a window of ages");
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn any_sums_can_be_read_aged_and_charged() {
+        for fill in [0xAB, 0xFF, 0x01] {
+            let mut bytes = [fill; Ring::ENCODED];
+            bytes[..8].copy_from_slice(&1_000_u64.to_le_bytes());
+            bytes[20..24].fill(0);
+            for now in [0, 5_000, 5_031, 5_100, 90_000] {
+                let mut ring = Ring::decode(&bytes).unwrap();
+                let mut again = Vec::new();
+                ring.encode(&mut again);
+                assert_eq!(again, bytes);
+                ring.advance(now);
+                ring.charge(u32::MAX);
+                ring.until_expired(u32::MAX, now);
+                ring.advance(now + 100);
+                ring.advance(now + 10_000);
+                assert_eq!(ring.total, 0);
+            }
+        }
     }
 
     proptest! {

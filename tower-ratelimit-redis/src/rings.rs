@@ -1,18 +1,29 @@
-//! All windows of one subject under one policy, which are stored as one value and decided together.
+//! All windows of one subject under the policies of one name, which are stored as one value and decided together.
 //!
-//! The value is a version byte, the number of rings, and the rings. A stored ring belongs to the limit of the same window; a
-//! limit without one begins empty, a ring without a limit goes with the next write.
+//! The value is a version byte, the number of rings, and the rings. A stored ring belongs to the limit of the same window, and a
+//! limit without one begins empty. Policies of one name but other windows meet where a deployment changes a policy while both
+//! versions serve, or where a name is used twice. Each decides by its own windows, and what any of them admits is charged to the
+//! rings of all: were each to drop the rings of the others, none would ever fill. A *foreign* ring, of a window that the policy
+//! does not have, is kept behind its own ones until nothing is counted in it any more.
 
 #[cfg(any(feature = "sqlite", feature = "redis"))]
 use redis_conn::{Error, ErrorKind};
 
-use crate::{Policy, policy::Limit, ring::Ring};
+use crate::{
+    Policy,
+    policy::Limit,
+    ring::{self, Ring},
+};
 
 /// The layout of the value; also a part of its key.
 #[cfg(any(feature = "sqlite", feature = "redis"))]
 pub(crate) const VERSION: u8 = 1;
+/// So many foreign rings are charged and stored, the first ones: a value must not grow with every window that ever was.
+const MAX_FOREIGN: usize = 8;
+#[cfg(any(feature = "sqlite", feature = "redis"))]
+const MAX_RINGS: usize = crate::policy::MAX_LIMITS + MAX_FOREIGN;
 
-/// One ring for each limit of a policy, in the same order.
+/// One ring for each limit of a policy, in the same order, and the foreign ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rings(Box<[Ring]>);
 
@@ -23,7 +34,7 @@ impl Rings {
         Self(policy.limits().iter().map(empty).collect())
     }
 
-    /// The rings with their limits.
+    /// The policy's own rings with their limits.
     pub(crate) fn with<'a>(
         &'a self,
         policy: &'a Policy,
@@ -31,56 +42,79 @@ impl Rings {
         self.0.iter().zip(policy.limits())
     }
 
-    /// Ages them to `now` and, should they be of another policy of the same name, fits them to this one. Tells
+    /// Ages them to `now` and puts the policy's own ones first. No count is lost by that, also if it is all that happens. Tells
     /// whether the clock went back, so that this is to be stored whatever else happens.
     pub(crate) fn advance(&mut self, policy: &Policy, now: u64) -> bool {
-        let limits = policy.limits();
-        let same = self.0.len() == limits.len()
-            && self
-                .with(policy)
-                .all(|(ring, limit)| ring.window() == limit.window);
-        if !same {
-            let stored = |limit: &Limit| self.0.iter().find(|ring| ring.window() == limit.window);
-            let fitted = limits.iter().map(|limit| match stored(limit) {
-                Some(ring) => ring.clone(),
-                None => Ring::new(limit.window, now),
-            });
-            self.0 = fitted.collect();
-        }
         let mut back = false;
         for ring in &mut self.0 {
             back |= ring.advance(now);
         }
+        let limits = policy.limits();
+        let own = self.0.len() == limits.len()
+            && self
+                .with(policy)
+                .all(|(ring, limit)| ring.window() == limit.window);
+        if !own {
+            self.0 = self.fitted(limits, now);
+        }
         back
     }
 
-    /// Whether every limit has room for `cost`.
+    fn fitted(&self, limits: &[Limit], now: u64) -> Box<[Ring]> {
+        let stored = |limit: &Limit| self.0.iter().find(|ring| ring.window() == limit.window);
+        let own = limits.iter().map(|limit| match stored(limit) {
+            Some(ring) => ring.clone(),
+            None => Ring::new(limit.window, now),
+        });
+        let is_own = |ring: &Ring| limits.iter().any(|limit| limit.window == ring.window());
+        let foreign = self
+            .0
+            .iter()
+            .filter(|ring| !ring.is_empty() && !is_own(ring));
+        own.chain(foreign.cloned()).collect()
+    }
+
+    /// Whether every limit of the policy has room for `cost`.
     pub(crate) fn fit(&self, policy: &Policy, cost: u32) -> bool {
         self.with(policy)
             .all(|(ring, limit)| ring.fits(cost, limit.max))
     }
 
-    /// Charges `cost` to all rings if all of them have room.
+    /// Charges `cost` to all rings if the policy's own ones have room.
     pub(crate) fn admit(&mut self, policy: &Policy, cost: u32) -> bool {
         let fit = self.fit(policy, cost);
         if fit {
-            self.charge(cost);
+            self.charge(policy, cost);
         }
         fit
     }
 
     /// Charges `cost` to all rings without asking.
-    pub(crate) fn charge(&mut self, cost: u32) {
+    pub(crate) fn charge(&mut self, policy: &Policy, cost: u32) {
+        self.bound(policy);
         for ring in &mut self.0 {
             ring.charge(cost);
         }
     }
 
-    /// The value to store.
+    /// Lets go of the foreign rings that are too many to be stored.
+    pub(crate) fn bound(&mut self, policy: &Policy) {
+        let most = policy.limits().len() + MAX_FOREIGN;
+        if self.0.len() > most {
+            self.0 = self.0[..most].into();
+        }
+    }
+
+    /// After how many microseconds without a charge nothing is counted any more, whatever the limits.
+    pub(crate) fn lifetime(&self) -> u64 {
+        let lifetimes = self.0.iter().map(|ring| ring::lifetime(ring.window()));
+        lifetimes.max().unwrap_or_default()
+    }
+
+    /// The value to store; they are [bounded](Self::bound).
     #[cfg(feature = "sqlite")]
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(2 + Ring::ENCODED * self.0.len());
-        // A policy has at most eight limits.
         out.extend_from_slice(&[VERSION, self.0.len() as u8]);
         for ring in &self.0 {
             ring.encode(&mut out);
@@ -104,10 +138,17 @@ fn read(bytes: &[u8]) -> Option<Box<[Ring]>> {
         return None;
     };
     let (rings, rest) = rest.as_chunks::<{ Ring::ENCODED }>();
-    if rings.len() != usize::from(count) || !rest.is_empty() {
+    let count = usize::from(count);
+    if !(1..=MAX_RINGS).contains(&count) || rings.len() != count || !rest.is_empty() {
         return None;
     }
-    rings.iter().map(Ring::decode).collect()
+    let rings: Box<[Ring]> = rings.iter().map(Ring::decode).collect::<Option<_>>()?;
+    let twice = |at: usize| {
+        rings[..at]
+            .iter()
+            .any(|ring| ring.window() == rings[at].window())
+    };
+    (!(1..count).any(twice)).then_some(rings)
 }
 
 /// What is stored has no layout of ours. It is never overwritten: whoever wrote it may need it.

@@ -25,6 +25,10 @@ pub struct RateLimit<S, K = PeerIp> {
 }
 
 /// How a request goes on.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is taken apart where it is received; boxing would allocate for each admitted request"
+)]
 pub(crate) enum Step {
     Admit {
         parts: Parts,

@@ -13,11 +13,11 @@ use fixture::{Fixture, START};
 use redis_conn::ErrorKind;
 use tower_ratelimit_redis::{Decision, Limiter, OnFailure, Policy, RateLimitError, Source};
 
-/// Long enough that no key of a frozen clock expires by the server's own, and not divisible by 32.
 fn audit() -> redis_conn::Audit {
     redis_conn::Audit::new("test", "to begin anew")
 }
 
+/// Long enough that no key of a frozen clock expires by the server's own, and not divisible by 32.
 const WINDOW: Duration = Duration::from_micros(3_600_000_007);
 const HOUR: u64 = 3_600_000_007;
 
@@ -308,18 +308,94 @@ mod cases {
         assert!(check(&other, &policy, "a", 1).await.is_allowed());
     }
 
-    pub(super) async fn another_policy_of_one_name_keeps_the_windows_they_share(
-        fixture: &impl Fixture,
-    ) {
+    pub(super) async fn another_policy_of_one_name_is_charged_too(fixture: &impl Fixture) {
         let limiter = limiter(fixture);
         let old = Policy::new("test").limit(5, WINDOW).limit(9, 2 * WINDOW);
         let new = Policy::new("test").limit(100, 3 * WINDOW).limit(4, WINDOW);
         let (old, new) = (old.build().unwrap(), new.build().unwrap());
         check(&limiter, &old, "a", 3).await;
         assert_eq!(remaining(&limiter.peek(&new, "a").await.unwrap()), [100, 1]);
+        let before = fixture.stored().await;
         assert!(!check(&limiter, &new, "a", 2).await.is_allowed());
+        assert_eq!(fixture.stored().await, before);
+        assert_eq!(remaining(&limiter.peek(&old, "a").await.unwrap()), [2, 6]);
         assert_eq!(remaining(&check(&limiter, &new, "a", 1).await), [99, 0]);
-        assert_eq!(remaining(&check(&limiter, &old, "a", 1).await), [0, 8]);
+        assert_eq!(remaining(&check(&limiter, &old, "a", 1).await), [0, 4]);
+        assert_eq!(remaining(&limiter.peek(&new, "a").await.unwrap()), [98, 0]);
+    }
+
+    /// As in a deployment that changes a window while both versions serve.
+    pub(super) async fn policies_that_take_turns_keep_their_limits(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let old = Policy::new("test").limit(5, WINDOW).build().unwrap();
+        let new = Policy::new("test").limit(7, 2 * WINDOW).build().unwrap();
+        let mut admitted = [0, 0];
+        for _ in 0..20 {
+            for (policy, admitted) in [&old, &new].into_iter().zip(&mut admitted) {
+                let decision = check(&limiter, policy, "a", 1).await;
+                *admitted += u32::from(decision.is_allowed());
+            }
+        }
+        // The first call of the old one found no ring of the new one to charge.
+        assert_eq!(admitted, [3, 5], "5 by the old window, 8 - 1 by the new");
+
+        // The old window is free again; what the new one counts was kept meanwhile, and decides.
+        fixture.set(START + HOUR * 34 / 32).await;
+        assert!(check(&limiter, &old, "a", 5).await.is_allowed());
+        assert!(!check(&limiter, &new, "a", 1).await.is_allowed());
+        fixture.set(START + 2 * HOUR * 34 / 32).await;
+        assert_eq!(remaining(&check(&limiter, &new, "a", 1).await), [1]);
+    }
+
+    pub(super) async fn a_clock_that_went_back_locks_out_no_other_policy(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let old = Policy::new("test").limit(1, WINDOW).build().unwrap();
+        let new = Policy::new("test").limit(1, 2 * WINDOW).build().unwrap();
+        check(&limiter, &old, "a", 1).await;
+        check(&limiter, &new, "a", 1).await;
+        let back = START - 1_000 * HOUR;
+        fixture.set(back).await;
+        assert!(!check(&limiter, &old, "a", 1).await.is_allowed());
+        fixture.set(back + HOUR * 34 / 32).await;
+        assert!(limiter.peek(&old, "a").await.unwrap().is_allowed());
+        assert!(!limiter.peek(&new, "a").await.unwrap().is_allowed());
+        fixture.set(back + 2 * HOUR * 34 / 32).await;
+        assert!(limiter.peek(&new, "a").await.unwrap().is_allowed());
+    }
+
+    pub(super) async fn a_bounded_number_of_other_windows_is_kept(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let of = |n: u32| Policy::new("test").limit(100, n * WINDOW).build().unwrap();
+        for n in 1..=10 {
+            assert!(check(&limiter, &of(n), "a", 1).await.is_allowed());
+        }
+        // Each came to the front, and the oldest fell off the end.
+        if let Some(stored) = fixture.stored().await {
+            assert_eq!(stored[0].1[..2], [1, 9]);
+        }
+        for n in 2..=10 {
+            let left = u64::from(100 - (10 - n) - 1);
+            assert_eq!(remaining(&limiter.peek(&of(n), "a").await.unwrap()), [left]);
+        }
+        assert_eq!(remaining(&limiter.peek(&of(1), "a").await.unwrap()), [100]);
+        // What has expired is not kept.
+        fixture.set(START + 9 * HOUR * 34 / 32).await;
+        check(&limiter, &of(1), "a", 1).await;
+        if let Some(stored) = fixture.stored().await {
+            assert_eq!(stored[0].1[..2], [1, 2], "its own, and that of ten windows");
+        }
+    }
+
+    pub(super) async fn another_window_counts_no_more_than_it_can(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let max = u64::from(u32::MAX);
+        let old = Policy::new("test").limit(max, 2 * WINDOW).build().unwrap();
+        let new = Policy::new("test").limit(max, WINDOW).build().unwrap();
+        check(&limiter, &old, "a", max - 1).await;
+        assert!(check(&limiter, &new, "a", 5).await.is_allowed());
+        assert_eq!(remaining(&limiter.peek(&old, "a").await.unwrap()), [0]);
+        fixture.set(START + 2 * HOUR * 34 / 32).await;
+        assert!(check(&limiter, &old, "a", max).await.is_allowed());
     }
 
     pub(super) async fn a_foreign_value_is_left_alone(fixture: &impl Fixture) {
@@ -334,7 +410,31 @@ mod cases {
         let mut too_many = good.clone();
         too_many[1] = 2;
         let (short, long) = (&good[..good.len() - 1], [good, &[0][..]].concat());
-        let values: [&[u8]; 7] = [
+        let mut of_the_right_length = vec![0xAB; good.len()];
+        of_the_right_length[..2].copy_from_slice(&[1, 1]);
+        let mut no_window = good.clone();
+        no_window[2..10].fill(0);
+        let mut too_long_a_window = good.clone();
+        too_long_a_window[2..10].fill(0xFF);
+        let mut twice = [good, &good[2..]].concat();
+        twice[1] = 2;
+        // Behind a ring of ours, one that is spoiled.
+        let behind = |ring: &[u8]| [&[1, 2], &good[2..], &ring[2..]].concat();
+        let (spoiled_behind, empty_behind) = (behind(&of_the_right_length), behind(&no_window));
+        let mut too_many_rings = vec![1, 17];
+        for n in 0..17 {
+            too_many_rings.extend_from_slice(&good[2..]);
+            let at = too_many_rings.len() - 152;
+            too_many_rings[at] = too_many_rings[at].wrapping_add(n);
+        }
+        let values: [&[u8]; 14] = [
+            &of_the_right_length,
+            &no_window,
+            &too_long_a_window,
+            &twice,
+            &spoiled_behind,
+            &empty_behind,
+            &too_many_rings,
             b"garbage",
             &[1],
             &[1, 0, 0],
@@ -385,15 +485,45 @@ mod cases {
             let (first, head) = (bucket(window, START), bucket(window, later));
             value.extend(window.to_le_bytes());
             value.extend(head.to_le_bytes());
-            value.extend(5_u32.to_le_bytes());
+            // Nothing was counted before; then what was counted up to the end of each bucket.
+            value.extend(0_u32.to_le_bytes());
             for slot in (head - 32)..=head {
-                let count = u32::from(slot == first) * 2 + u32::from(slot == head) * 3;
-                value.extend(count.to_le_bytes());
+                let sum = u32::from(slot >= first) * 2 + u32::from(slot == head) * 3;
+                value.extend(sum.to_le_bytes());
             }
         }
         let key = "tk:r1:{f49f43b3fe0e798d5e9998bc25e356f2}:test";
+        assert_eq!(stored, [(key.to_owned(), value.clone())]);
+
+        // Another policy of the name: its ring, and those behind it that it does not have.
+        let other = Policy::new("test").limit(9, 2 * WINDOW).build().unwrap();
+        check(&limiter, &other, "user:42", 1).await;
+        let (mut first, mut second) = (value[2..154].to_vec(), value[154..].to_vec());
+        for ring in [&mut first, &mut second] {
+            ring[148] += 1;
+        }
+        let value = [&[1, 2][..], &second, &first].concat();
+        let stored = fixture.stored().await.unwrap();
         assert_eq!(stored, [(key.to_owned(), value)]);
+
+        // What has expired goes on to be a part of the sums: 2 and then 1, of 6 units of which 4 are counted.
+        fixture.set(START + HOUR * 34 / 32).await;
+        check(&limiter, &policy, "user:42", 1).await;
+        let stored = &fixture.stored().await.unwrap()[0].1;
+        assert_eq!((stored[18], stored[150]), (2, 7));
     }
+}
+
+/// Redis forgets by itself.
+#[tokio::test]
+async fn an_expired_row_is_none_whatever_is_in_it() {
+    let fixture = fixture::Sqlite::start().await;
+    let (limiter, policy) = (limiter(&fixture), policy(5));
+    check(&limiter, &policy, "a", 1).await;
+    fixture.spoil(b"garbage").await;
+    assert!(limiter.check(&policy, "a", 1).await.is_err());
+    fixture.set(START + 2 * HOUR).await;
+    assert_eq!(remaining(&check(&limiter, &policy, "a", 1).await), [4]);
 }
 
 macro_rules! on_each_backend {
@@ -429,7 +559,11 @@ on_each_backend! {
     a_cost_that_never_fits_is_an_error
     the_largest_limit_is_counted
     namespaces_are_apart
-    another_policy_of_one_name_keeps_the_windows_they_share
+    another_policy_of_one_name_is_charged_too
+    policies_that_take_turns_keep_their_limits
+    a_clock_that_went_back_locks_out_no_other_policy
+    a_bounded_number_of_other_windows_is_kept
+    another_window_counts_no_more_than_it_can
     a_foreign_value_is_left_alone
     the_layout_is_that_of_version_1
 }

@@ -24,11 +24,11 @@ use tower_ratelimit_redis::{
 
 type Body = Full<Bytes>;
 
-/// A moment on which buckets of whole milliseconds begin, so that whole windows have round times.
 fn audit() -> redis_conn::Audit {
     redis_conn::Audit::new("test", "to begin anew")
 }
 
+/// A moment on which buckets of whole milliseconds begin, so that whole windows have round times.
 const START: u64 = 1_000_000_000_000;
 
 fn limiter() -> Limiter {
@@ -191,6 +191,52 @@ mod contract {
         // What was enqueued before this one has been seen when it has been answered.
         assert_eq!(handle.calls(), 1);
         assert_eq!(handle.stats().completed_futures, 1);
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[tokio::test]
+    async fn a_request_dropped_while_sqlite_decides_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("test.db");
+        let backend = Backend::sqlite(path).await.unwrap();
+        dropped_while_the_store_decides(&backend).await;
+    }
+
+    #[cfg(feature = "redis")]
+    #[tokio::test]
+    async fn a_request_dropped_while_redis_decides_leaves_nothing() {
+        let server = testkit::RedisServer::start().await;
+        let config = redis_conn::Config::from_url(&server.url()).unwrap();
+        let backend = Backend::redis(config).unwrap();
+        backend.ready(Duration::from_secs(10)).await.unwrap();
+        dropped_while_the_store_decides(&backend).await;
+    }
+
+    #[cfg(any(feature = "sqlite", feature = "redis"))]
+    async fn dropped_while_the_store_decides(backend: &Backend) {
+        let (probe, handle) = Probe::ok();
+        let limiter = Limiter::builder(backend).timeout(Duration::from_secs(10));
+        let limiter = limiter.build().unwrap();
+        let (policy, subject) = (policy("api", 1_000), "\0anonymous");
+        // The first decision makes the table or sends the script.
+        limiter.peek(&policy, subject).await.unwrap();
+        let service = RateLimitLayer::new(limiter.clone(), policy.clone()).layer(probe);
+        let polls = drop_at_every_await(
+            || service.clone().oneshot(request()),
+            |_| {
+                assert_eq!(handle.live_futures(), 0);
+                assert_eq!(handle.live_instances(), 1);
+            },
+        )
+        .await;
+        assert!(polls >= 2, "{polls} polls: the store was awaited");
+        handle.assert_clean();
+        // What was dropped holds up nobody, and may have been charged.
+        let seen = limiter.peek(&policy, subject).await.unwrap();
+        assert_eq!(seen.source(), Source::Store);
+        let left = seen.limits()[0].remaining;
+        assert!((1_000 - polls as u64..1_000).contains(&left), "{left}");
+        backend.close(Duration::from_secs(20)).await.unwrap();
     }
 
     #[tokio::test]
@@ -358,16 +404,16 @@ mod responses {
     async fn a_grpc_call_is_refused_in_its_own_terms() {
         let (probe, _) = Probe::ok();
         let service = layer(1).key(key::Header::new("x-api-key")).layer(probe);
-        let call = |content_type: &str| with("content-type", content_type);
+        let call = |content_type: &str| {
+            let mut request = with("content-type", content_type);
+            *request.method_mut() = http::Method::POST;
+            request
+        };
         assert_eq!(statuses(&service, [call("application/grpc")]).await, [200]);
-        for content_type in [
-            "application/grpc",
-            "application/grpc+proto",
-            "application/grpc-web",
-        ] {
+        for content_type in ["application/grpc", "application/grpc+proto"] {
             let refused = send(&service, call(content_type)).await;
             assert_eq!(refused.status(), 200);
-            assert_eq!(all(refused.headers(), "content-type"), [content_type]);
+            assert_eq!(all(refused.headers(), "content-type"), ["application/grpc"]);
             assert_eq!(all(refused.headers(), "grpc-status"), ["8"]);
             assert_eq!(
                 all(refused.headers(), "grpc-message"),
@@ -375,7 +421,14 @@ mod responses {
             );
             assert!(refused.body().is_end_stream());
         }
-        assert_eq!(send(&service, call("application/json")).await.status(), 429);
+        let looks_alike = with("content-type", "application/grpc");
+        for request in [
+            call("application/json"),
+            call("application/grpc-web"),
+            looks_alike,
+        ] {
+            assert_eq!(send(&service, request).await.status(), 429);
+        }
     }
 
     #[tokio::test]
@@ -403,6 +456,18 @@ mod responses {
                 );
             }
         }
+    }
+
+    #[tokio::test]
+    async fn the_older_fields_tell_of_the_tightest_limit() {
+        let limits = Policy::new("api")
+            .limit(10, Duration::from_secs(32))
+            .limit(2, Duration::from_secs(64));
+        let layer = RateLimitLayer::new(limiter(), limits.build().unwrap());
+        let (probe, _) = Probe::ok();
+        let response = send(&layer.headers(HeaderStyle::Legacy).layer(probe), request()).await;
+        assert_eq!(all(response.headers(), "x-ratelimit-limit"), ["2"]);
+        assert_eq!(all(response.headers(), "x-ratelimit-remaining"), ["1"]);
     }
 
     #[tokio::test]

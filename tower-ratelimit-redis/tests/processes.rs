@@ -35,6 +35,12 @@ async fn child() {
     let policy = Policy::new("shared").limit(LIMIT, Duration::from_secs(3_600));
     let policy = policy.build().unwrap();
 
+    process::report("ready");
+    let begin = std::env::var("TEST_BEGIN").unwrap();
+    // The parent creates it when all are ready.
+    while !std::path::Path::new(&begin).exists() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let mut checks = tokio::task::JoinSet::new();
     for _ in 0..CHECKS {
         let (limiter, policy) = (limiter.clone(), policy.clone());
@@ -50,13 +56,27 @@ async fn child() {
     process::report(admitted.count());
 }
 
+/// Lets all children begin at once and adds up what they were admitted.
 async fn admitted(fleet: Fleet) -> u64 {
-    let results = fleet.run(PROCESSES).await;
-    results
-        .iter()
-        .flatten()
-        .map(|count| count.parse::<u64>().unwrap())
-        .sum()
+    let dir = tempfile::tempdir().unwrap();
+    let begin = dir.path().join("begin");
+    let mut children = fleet
+        .env("TEST_BEGIN", begin.display())
+        .spawn(PROCESSES)
+        .await;
+    for child in &mut children {
+        assert_eq!(child.next_result().await.as_deref(), Some("ready"));
+    }
+    std::fs::write(&begin, []).unwrap();
+    let mut admitted = 0;
+    for child in children {
+        let results = child.finish().await;
+        let [_, count] = &results[..] else {
+            panic!("ready and a count: {results:?}");
+        };
+        admitted += count.parse::<u64>().unwrap();
+    }
+    admitted
 }
 
 #[tokio::test]

@@ -19,11 +19,11 @@ use tower_ratelimit_redis::{
     key,
 };
 
-/// Ten times the timeout of a decision and 50 ms, and at least 2 s: only a hang takes so long.
 fn audit() -> redis_conn::Audit {
     redis_conn::Audit::new("test", "to begin anew")
 }
 
+/// Ten times the timeout of a decision and 50 ms, and at least 2 s: only a hang takes so long.
 const DECISION: Duration = Duration::from_secs(2);
 /// Ten times the 2 s within which the store decides again.
 const RECOVERY: Duration = Duration::from_secs(20);
@@ -199,6 +199,38 @@ async fn a_dead_server_grants_no_fresh_burst() {
         recovered(&limiter, &policy, "b").await.limits()[0].remaining,
         9
     );
+}
+
+#[tokio::test]
+async fn a_failed_reset_frees_nothing() {
+    let server = RedisServer::start().await;
+    let backend = connect(&server.url()).await;
+    let (limiter, policy) = (patient(&backend).build().unwrap(), policy(10));
+    limiter.check(&policy, "a", 5).await.unwrap();
+    server.kill();
+    assert!(!limiter.check(&policy, "a", 1).await.unwrap().is_allowed());
+    assert!(limiter.reset(&policy, "a", &audit()).await.is_err());
+    assert!(!limiter.check(&policy, "a", 1).await.unwrap().is_allowed());
+}
+
+#[tokio::test]
+async fn a_reset_frees_the_fallback_too_and_a_look_ends_what_is_degraded() {
+    let server = RedisServer::start().await;
+    let backend = connect(&server.url()).await;
+    let (limiter, policy) = (patient(&backend).build().unwrap(), policy(10));
+    limiter.check(&policy, "a", 5).await.unwrap();
+    limiter.reset(&policy, "a", &audit()).await.unwrap();
+    server.kill();
+    assert!(limiter.check(&policy, "a", 5).await.unwrap().is_allowed());
+    assert_eq!(health(&backend), Status::Degraded);
+    server.restart().await;
+    let looked = async {
+        while limiter.peek(&policy, "a").await.unwrap().source() != Source::Store {
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    };
+    soon(RECOVERY, looked).await;
+    assert_eq!(health(&backend), Status::Healthy);
 }
 
 #[tokio::test]
@@ -450,6 +482,7 @@ async fn the_layer_answers_by_the_failure_policy() {
     );
 
     let mut call = request(1);
+    *call.method_mut() = http::Method::POST;
     call.headers_mut()
         .insert("content-type", "application/grpc".parse().unwrap());
     let response = closed.oneshot(call).await.unwrap();

@@ -3,7 +3,7 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use redis_conn::{
-    Backend, ManualClock,
+    Backend, ErrorKind, ManualClock,
     raw::{Tx, sql_error},
 };
 use tokio::task::JoinSet;
@@ -82,6 +82,24 @@ async fn the_wall_clock_of_the_file_never_goes_back() {
         engine(&backend).write(LONG, times).await.unwrap(),
         (HOUR / 2, HOUR)
     );
+}
+
+/// Nothing can be written to a full disk, but moving the WAL into the file may make room.
+#[tokio::test]
+async fn the_wal_is_emptied_even_if_nothing_can_be_written() {
+    let (directory, path) = scratch();
+    let backend = super::open(&path).await;
+    let refuse = |tx: &Tx<'_>| {
+        tx.execute_batch("PRAGMA query_only = ON")
+            .map_err(sql_error)
+    };
+    engine(&backend).write(LONG, refuse).await.unwrap();
+    let job = |tx: &Tx<'_>| insert(tx, "test_boot", "refused", HOUR);
+    let error = engine(&backend).write(LONG, job).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::Unavailable, "{error}");
+    let wal = directory.path().join("shared.db-wal");
+    let emptied = async || fs::metadata(&wal).unwrap().len() == 0;
+    until("the WAL is empty", LONG, emptied).await;
 }
 
 /// A million rows that live for a second, written as fast as 512 tasks can, leave a small file.

@@ -101,7 +101,7 @@ impl From<Subject> for Key {
 
 impl From<Key> for Subject {
     fn from(key: Key) -> Self {
-        Self::new(key.0)
+        key.0.into()
     }
 }
 

@@ -1,10 +1,14 @@
 //! The address of the peer.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Once,
+};
 
 use http::request::Parts;
 
 use super::{Key, KeyError, KeyExtractor};
+use crate::trace::event;
 
 /// The address of the other end of the connection, as a request extension: how a server that is not axum's tells [`PeerIp`].
 ///
@@ -31,8 +35,23 @@ pub struct PeerIp {}
 
 impl KeyExtractor for PeerIp {
     async fn extract(&self, parts: &mut Parts) -> Result<Option<Key>, KeyError> {
-        Ok(address(parts).map(|ip| Key::from(format!("ip:{}", network(ip)))))
+        let address = address(parts);
+        if address.is_none() {
+            report_missing();
+        }
+        Ok(address.map(|ip| Key::from(format!("ip:{}", network(ip)))))
     }
+}
+
+/// Says once that the server does not tell addresses: what is missing in one request is missing in all.
+fn report_missing() {
+    static REPORTED: Once = Once::new();
+    REPORTED.call_once(|| {
+        event!(
+            warn,
+            "a request without the address of its peer: expected the extension PeerAddr or, with the feature \"axum\", ConnectInfo<SocketAddr>"
+        );
+    });
 }
 
 fn address(parts: &Parts) -> Option<IpAddr> {

@@ -16,7 +16,7 @@ use crate::{Decision, Policy, rings::Rings};
 const SHARDS: usize = 64;
 /// Below this a table is not worth a sweep.
 const SWEEP_FROM: usize = 64;
-/// How often, in microseconds, a full table is swept in vain at most.
+/// How long, in microseconds, a full shard is not swept again: it may be in vain.
 const SWEEP_PAUSE: u64 = 1_000_000;
 /// The longest subject that is kept as it is.
 const MAX_SUBJECT: usize = 64;
@@ -32,9 +32,13 @@ pub(crate) struct MemoryStore {
     shards: Box<[Mutex<Shard>]>,
 }
 
-/// One table for each policy; a program has few.
+/// One table for each policy; a program has few. They share the capacity of the shard.
 #[derive(Default)]
-struct Shard(Vec<Table>);
+struct Shard {
+    tables: Vec<Table>,
+    /// When all tables were swept because the shard was full.
+    swept: u64,
+}
 
 struct Table {
     policy: Arc<str>,
@@ -43,7 +47,6 @@ struct Table {
     overflow: Option<Entry>,
     /// The number of entries at which the next sweep pays.
     sweep_at: usize,
-    swept: u64,
 }
 
 #[derive(Clone)]
@@ -72,7 +75,7 @@ impl MemoryStore {
         self.with_entry(policy, subject, |entry, now| {
             let allowed = entry.rings.admit(policy, cost);
             if allowed {
-                entry.expires = now + policy.lifetime();
+                entry.expires = now + entry.rings.lifetime();
             }
             Decision::new(policy, &entry.rings, now, cost, allowed)
         })
@@ -86,8 +89,8 @@ impl MemoryStore {
     pub(crate) fn charge(&self, policy: &Policy, subject: &Subject, cost: u32) {
         if cost > 0 {
             self.with_entry(policy, subject, |entry, now| {
-                entry.rings.charge(cost);
-                entry.expires = now + policy.lifetime();
+                entry.rings.charge(policy, cost);
+                entry.expires = now + entry.rings.lifetime();
             });
         }
     }
@@ -157,11 +160,11 @@ fn short<T>(subject: &Subject, act: impl FnOnce(&[u8]) -> T) -> T {
 
 impl Shard {
     fn table(&self, policy: &Policy) -> Option<&Table> {
-        self.0.iter().find(|table| table.is_of(policy))
+        self.tables.iter().find(|table| table.is_of(policy))
     }
 
     fn table_mut(&mut self, policy: &Policy) -> Option<&mut Table> {
-        self.0.iter_mut().find(|table| table.is_of(policy))
+        self.tables.iter_mut().find(|table| table.is_of(policy))
     }
 
     /// Acts on the entry of a subject, or on the one that it shares.
@@ -180,18 +183,27 @@ impl Shard {
             return act(entry);
         }
         if self.table(policy).is_none() {
-            self.0.push(Table::new(policy));
+            self.tables.push(Table::new(policy));
         }
-        let held: usize = self.0.iter().map(|table| table.entries.len()).sum();
-        let tables = self.0.iter_mut();
-        let mut own = tables.filter(|table| table.is_of(policy));
-        match own.next() {
-            Some(table) => {
-                let room = capacity.saturating_sub(held - table.entries.len());
-                act(table.newcomer(policy, name, room, now))
-            }
+        let full = self.is_full(capacity, now);
+        match self.table_mut(policy) {
+            Some(table) => act(table.newcomer(policy, name, full, now)),
             None => act(&mut Entry::new(policy, now)),
         }
+    }
+
+    /// Whether there is no room, also when what has expired is gone: under whatever policy, or one that is flooded would leave
+    /// the others none.
+    fn is_full(&mut self, capacity: usize, now: u64) -> bool {
+        if self.held() >= capacity && now.abs_diff(self.swept) >= SWEEP_PAUSE {
+            self.tables.iter_mut().for_each(|table| table.sweep(now));
+            self.swept = now;
+        }
+        self.held() >= capacity
+    }
+
+    fn held(&self) -> usize {
+        self.tables.iter().map(|table| table.entries.len()).sum()
     }
 }
 
@@ -202,7 +214,6 @@ impl Table {
             entries: HashMap::new(),
             overflow: None,
             sweep_at: SWEEP_FROM,
-            swept: 0,
         }
     }
 
@@ -210,12 +221,15 @@ impl Table {
         Arc::ptr_eq(&self.policy, policy.shared_name()) || *self.policy == *policy.name()
     }
 
-    /// An entry for a subject that has none; the shared one if more than `room` subjects are counted.
-    fn newcomer(&mut self, policy: &Policy, name: &[u8], room: usize, now: u64) -> &mut Entry {
-        self.sweep(room, now);
+    /// An entry for a subject that has none; the shared one if the shard is full.
+    fn newcomer(&mut self, policy: &Policy, name: &[u8], full: bool, now: u64) -> &mut Entry {
         self.overflow.take_if(|entry| entry.expires <= now);
-        if self.entries.len() >= room {
+        if full {
             return self.overflow.get_or_insert_with(|| Entry::new(policy, now));
+        }
+        // When their number has doubled: an insertion pays for a few others.
+        if self.entries.len() >= self.sweep_at {
+            self.sweep(now);
         }
         // What it may have been charged while it shared an entry stays charged.
         let entry = match &self.overflow {
@@ -228,18 +242,11 @@ impl Table {
             .into_mut()
     }
 
-    /// Drops what has expired. It runs when the number of entries has doubled, so an insertion pays for a few others, and, when
-    /// there is no room, from time to time.
-    fn sweep(&mut self, room: usize, now: u64) {
-        let len = self.entries.len();
-        let full = len >= room && now.abs_diff(self.swept) >= SWEEP_PAUSE;
-        if len < self.sweep_at && !full {
-            return;
-        }
+    /// Drops what has expired.
+    fn sweep(&mut self, now: u64) {
         self.entries.retain(|_, entry| entry.expires > now);
         let kept = self.entries.len();
         self.sweep_at = SWEEP_FROM.max(2 * kept);
-        self.swept = now;
         self.entries.shrink_to(self.sweep_at);
     }
 
@@ -310,15 +317,8 @@ mod tests {
     }
 
     fn entries(store: &MemoryStore) -> usize {
-        let tables = |shard: &Mutex<Shard>| {
-            let shard = shard.lock().unwrap();
-            shard
-                .0
-                .iter()
-                .map(|table| table.entries.len())
-                .sum::<usize>()
-        };
-        store.shards.iter().map(tables).sum()
+        let held = |shard: &Mutex<Shard>| shard.lock().unwrap().held();
+        store.shards.iter().map(held).sum()
     }
 
     /// The subjects of one shard: more of them than fit.
@@ -373,6 +373,94 @@ mod tests {
             assert!(store.decide_now(&policy, &own, 1).is_allowed());
         }
         assert!(entries(&store) <= SHARDS);
+    }
+
+    #[test]
+    fn a_flood_on_one_policy_leaves_room_for_others_when_it_has_expired() {
+        let (store, clock) = tiny();
+        let (flooded, crowd) = (policy(1), crowd(&store));
+        let other = Policy::new("other").limit(1, Duration::from_secs(1));
+        let other = other.build().unwrap();
+        store.decide_now(&flooded, &crowd[0], 1);
+        clock.advance(Duration::from_secs(2));
+        assert!(store.decide_now(&other, &crowd[1], 1).is_allowed());
+        clock.advance(Duration::from_secs(2));
+        assert!(store.decide_now(&flooded, &crowd[2], 1).is_allowed());
+        // An entry of its own, and not one that all newcomers share.
+        assert!(store.peek_now(&flooded, &crowd[3]).is_allowed());
+        assert_eq!(entries(&store), 1);
+    }
+
+    #[test]
+    fn who_is_charged_again_is_not_forgotten_with_the_first_charge() {
+        let (store, clock) = tiny();
+        let (policy, crowd) = (policy(2), crowd(&store));
+        store.decide_now(&policy, &crowd[0], 1);
+        store.charge(&policy, &crowd[0], 0);
+        clock.advance(Duration::from_millis(900));
+        store.decide_now(&policy, &crowd[0], 1);
+        clock.advance(Duration::from_millis(900));
+        store.charge(&policy, &crowd[0], 1);
+        // Newcomers have the full shard swept.
+        store.decide_now(&policy, &crowd[1], 1);
+        assert!(!store.peek_now(&policy, &crowd[0]).is_allowed());
+        clock.advance(Duration::from_millis(900));
+        store.decide_now(&policy, &crowd[2], 1);
+        let left = store.peek_now(&policy, &crowd[0]);
+        assert_eq!(left.limits()[0].remaining, 1, "charged 0.9 s ago");
+    }
+
+    #[test]
+    fn what_newcomers_share_expires_with_its_last_charge() {
+        let (store, clock) = tiny();
+        let (policy, crowd) = (policy(2), crowd(&store));
+        let keep = || store.charge(&policy, &crowd[0], 1);
+        keep();
+        store.decide_now(&policy, &crowd[1], 1);
+        clock.advance(Duration::from_millis(900));
+        keep();
+        store.decide_now(&policy, &crowd[2], 1);
+        clock.advance(Duration::from_millis(900));
+        keep();
+        assert!(store.decide_now(&policy, &crowd[3], 1).is_allowed());
+        assert!(!store.decide_now(&policy, &crowd[4], 1).is_allowed());
+        clock.advance(Duration::from_millis(1_100));
+        store.forget(&policy, &crowd[0]);
+        // A place is free, and nothing shared is left to begin with.
+        assert!(store.decide_now(&policy, &crowd[4], 2).is_allowed());
+        let shard = store.shard(crowd[4].as_bytes());
+        assert!(shard.table(&policy).unwrap().overflow.is_none());
+    }
+
+    /// Reads, before it tells the time, whether the shard of all of this is locked.
+    #[derive(Debug, Default)]
+    struct LockedClock {
+        store: std::sync::OnceLock<std::sync::Weak<MemoryStore>>,
+    }
+
+    impl Clock for LockedClock {
+        fn boot_micros(&self) -> u64 {
+            let store = self.store.get().and_then(std::sync::Weak::upgrade);
+            let free = |shard: &Mutex<Shard>| shard.try_lock().is_ok();
+            if let Some(store) = store {
+                assert!(!store.shards.iter().all(free), "read before the lock");
+            }
+            1_000_000_000
+        }
+
+        fn wall_micros(&self) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn the_time_is_read_under_the_lock() {
+        let clock = Arc::new(LockedClock::default());
+        let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _, SHARDS));
+        clock.store.set(Arc::downgrade(&store)).unwrap();
+        store.decide_now(&policy(1), &Subject::from("a"), 1);
+        store.peek_now(&policy(1), &Subject::from("a"));
+        store.charge(&policy(1), &Subject::from("a"), 1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use redis_conn::{Error, Subject};
+use redis_conn::{Backend, Error, ErrorKind, Subject, raw::Engine};
 
 pub(crate) use self::memory::MemoryStore;
 use crate::{Decision, Policy};
@@ -49,6 +49,39 @@ pub(crate) enum AnyStore {
     Sqlite(sqlite::SqliteStore),
     #[cfg(feature = "redis")]
     Redis(redis::RedisStore),
+    /// There is none, and every operation says why.
+    None(Error),
+}
+
+impl AnyStore {
+    /// The store for the engine of this backend. Never another one in its place: limits that are meant to be shared must not
+    /// become limits of each process because a feature is off.
+    pub(crate) fn of(
+        backend: &Backend,
+        memory: impl FnOnce() -> Result<Arc<MemoryStore>, Error>,
+    ) -> Result<Self, Error> {
+        match backend.engine() {
+            Engine::Memory(_) => memory().map(Self::Memory),
+            #[cfg(feature = "sqlite")]
+            Engine::Sqlite(sqlite) => Ok(Self::Sqlite(sqlite::SqliteStore::new(backend, sqlite))),
+            #[cfg(feature = "redis")]
+            Engine::Redis(redis) => Ok(Self::Redis(redis::RedisStore::new(backend, redis))),
+            #[allow(
+                unreachable_patterns,
+                reason = "another crate of the program may have turned on more features of redis-conn than this one has"
+            )]
+            _ => Err(without_store(backend.kind())),
+        }
+    }
+}
+
+/// What is wrong where this crate lacks the store of a kind of backend.
+fn without_store(kind: &str) -> Error {
+    let feature = kind.split('-').next().unwrap_or(kind);
+    Error::new(
+        ErrorKind::Config,
+        format!("a {kind} backend: expected the feature {feature:?} of tower-ratelimit-redis"),
+    )
 }
 
 macro_rules! each_store {
@@ -59,6 +92,7 @@ macro_rules! each_store {
             AnyStore::Sqlite($store) => $call.await,
             #[cfg(feature = "redis")]
             AnyStore::Redis($store) => $call.await,
+            AnyStore::None(error) => Err(error.clone()),
         }
     };
 }
@@ -96,7 +130,7 @@ impl Store for AnyStore {
 /// The key of the value in a store outside of this process. The subject is hashed: nobody can choose a key that another
 /// subject has, and what is stored names no user.
 #[cfg(any(feature = "sqlite", feature = "redis"))]
-fn key(backend: &redis_conn::Backend, policy: &Policy, subject: &Subject) -> String {
+fn key(backend: &Backend, policy: &Policy, subject: &Subject) -> String {
     const LAYOUT: redis_conn::Layout = redis_conn::Layout {
         letter: 'r',
         version: crate::rings::VERSION,
@@ -109,4 +143,18 @@ pub(crate) fn digest(subject: &Subject) -> String {
     let mut digits = blake3::hash(subject.as_bytes()).to_hex().to_string();
     digits.truncate(32);
     digits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_without_its_store_is_an_error_that_names_the_feature() {
+        for (kind, feature) in [("sqlite", "\"sqlite\""), ("redis-single", "\"redis\"")] {
+            let error = without_store(kind);
+            assert_eq!(*error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains(feature), "{error}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use redis_conn::{
     Backend, Error, ErrorKind, Subject,
     raw::{Expiry, Schema, Sqlite, Tx, sql, sql_error},
 };
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, time::Instant};
 
 use super::Store;
 use crate::{
@@ -42,14 +42,17 @@ impl SqliteStore {
         }
     }
 
-    /// Creates the table at the first use, so that making a limiter needs no waiting.
-    async fn created(&self, deadline: Duration) -> Result<(), Error> {
+    /// Creates the table at the first use, so that making a limiter needs no waiting. Tells what is left of the deadline, which is
+    /// one for this and what follows.
+    async fn created(&self, deadline: Duration) -> Result<Duration, Error> {
         if self.created.initialized() {
-            return Ok(());
+            return Ok(deadline);
         }
+        let begun = Instant::now();
         let create = self.created.get_or_try_init(|| self.sqlite.ensure(&SCHEMA));
         match tokio::time::timeout(deadline, create).await {
-            Ok(created) => created.map(drop),
+            Ok(Ok(_)) => Ok(deadline.saturating_sub(begun.elapsed())),
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(Error::new(
                 ErrorKind::Timeout,
                 "creating the table of the limits",
@@ -65,7 +68,7 @@ impl SqliteStore {
         cost: u32,
         deadline: Duration,
     ) -> Result<Decision, Error> {
-        self.created(deadline).await?;
+        let deadline = self.created(deadline).await?;
         let key = super::key(&self.backend, policy, subject);
         let policy = policy.clone();
         let read = self.sqlite.read(deadline, move |tx| {
@@ -90,7 +93,7 @@ impl Store for SqliteStore {
         if cost == 0 {
             return self.look(policy, subject, 0, deadline).await;
         }
-        self.created(deadline).await?;
+        let deadline = self.created(deadline).await?;
         let key = super::key(&self.backend, policy, subject);
         let policy = policy.clone();
         let write = self.sqlite.write(deadline, move |tx| {
@@ -99,7 +102,8 @@ impl Store for SqliteStore {
             let back = rings.advance(&policy, now);
             let allowed = rings.admit(&policy, cost);
             if allowed || back {
-                save(tx, &key, &rings, now + policy.lifetime())?;
+                rings.bound(&policy);
+                save(tx, &key, &rings, now + rings.lifetime())?;
             }
             Ok(Decision::new(&policy, &rings, now, cost, allowed))
         });
@@ -121,7 +125,7 @@ impl Store for SqliteStore {
         subject: &Subject,
         deadline: Duration,
     ) -> Result<(), Error> {
-        self.created(deadline).await?;
+        let deadline = self.created(deadline).await?;
         let key = super::key(&self.backend, policy, subject);
         let write = self.sqlite.write(deadline, move |tx| {
             let mut delete = tx
