@@ -1,5 +1,6 @@
 //! Publish and subscribe: the same promises on every backend, and what the network does to them.
 
+#![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::time::Duration;

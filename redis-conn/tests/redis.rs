@@ -1,5 +1,6 @@
 //! The Redis backend against a real server, and a proxy that breaks the way to it.
 
+#![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::{sync::Arc, time::Duration};
