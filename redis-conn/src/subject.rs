@@ -6,7 +6,7 @@ use std::fmt;
 ///
 /// Layers hand it to each other in the request extensions. Its text is shown neither by `Debug` nor in logs.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Subject(Box<[u8]>);
+pub struct Subject(Vec<u8>);
 
 impl Subject {
     /// A subject of these bytes; any bytes are fine, and subjects of different bytes share nothing.
@@ -28,13 +28,13 @@ impl From<&str> for Subject {
 
 impl From<String> for Subject {
     fn from(text: String) -> Self {
-        Self(text.into_bytes().into())
+        Self(text.into_bytes())
     }
 }
 
 impl From<Vec<u8>> for Subject {
     fn from(bytes: Vec<u8>) -> Self {
-        Self(bytes.into())
+        Self(bytes)
     }
 }
 
