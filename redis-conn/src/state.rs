@@ -18,6 +18,7 @@ pub enum State {
     /// A connection was lost or could not be made, and is being made again.
     Reconnecting,
     /// The server answers but refuses: a wrong password, a missing permission. It is tried again all the same.
+    /// Or the SQLite file was removed or replaced, which nothing mends but another backend.
     Error,
 }
 

@@ -63,7 +63,8 @@
 //! The price: a unit is counted for up to a 32nd of the window longer than the window. Who sends without a pause is admitted at
 //! 32/33 (97 %) of the nominal rate at worst. Nobody is refused because of units older than that.
 //!
-//! All limits of a policy are decided together. A refused request is charged to none, and writes nothing. A decision is one round
+//! All limits of a policy are decided together. A refused request is charged to none, and writes nothing, but
+//! new heads once after the clock of the store went back. A decision is one round
 //! trip: one script call in Redis, one transaction in SQLite.
 //!
 //! The promise ends where the store forgets (a failover to a replica that had not yet seen the last writes, an eviction, a restart

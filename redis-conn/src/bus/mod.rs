@@ -141,8 +141,8 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// The next event; `None` when the subscription has ended: the backend was closed, or the server does not allow the channel
-    /// any more, which subscribing again tells.
+    /// The next event; `None` when the subscription has ended: the backend was closed, the server does not allow the channel
+    /// any more, or the SQLite file was removed; subscribing again tells which.
     ///
     /// # Cancel safety
     ///

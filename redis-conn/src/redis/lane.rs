@@ -22,8 +22,9 @@ use crate::{Error, ErrorKind, engine::closed};
 /// So many timeouts without a reply between them condemn a connection: nothing else tells that a peer is gone without a word.
 const SILENT_TIMEOUTS: u32 = 3;
 
-/// How often a lane looks for another server while the one it found refuses writes.
-const REDISCOVER: Duration = Duration::from_secs(1);
+/// How often a lane looks for another server while the one it found refuses writes. Longer than a connection must live to count as a
+/// good one, or looking for another server would be taken for connections that do not last.
+const REDISCOVER: Duration = Duration::from_secs(2);
 
 /// Commands of all callers share the connection of a lane; the supervisor replaces it when it fails.
 pub(super) struct Lane {

@@ -262,10 +262,10 @@ impl Session {
             match confirmed(timeout(self.deadline, confirmation).await) {
                 Ok(()) => self.confirmed.extend(chunk.iter().cloned()),
                 // The server refuses all for the sake of one.
-                Err(error) if is_refusal(&error) => {
+                Err(error) if is_forbidden(&error) => {
                     for channel in chunk {
                         match self.subscribe(channel).await {
-                            Err(error) if is_refusal(&error) => {
+                            Err(error) if is_forbidden(&error) => {
                                 refused.push((Arc::clone(channel), error));
                             }
                             subscribed => subscribed?,
@@ -302,6 +302,12 @@ impl Session {
     }
 }
 
+/// Asking again would not help.
+fn is_forbidden(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Server(code) if &**code == "NOPERM")
+}
+
+/// The server answered: the connection is as good as before.
 fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Server(_))
 }

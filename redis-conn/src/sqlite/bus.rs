@@ -6,7 +6,9 @@ use rusqlite::{Connection, OptionalExtension as _};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Tx, alarm::Alarm, errors::sql_error, time::Time, worker::snapshot};
+use super::{
+    Tx, alarm::Alarm, condition::Condition, errors::sql_error, time::Time, worker::snapshot,
+};
 use crate::{Error, bus::Hub, trace::event};
 
 /// How far behind the messages of other processes are, at most. Those of this process ring the alarm.
@@ -30,6 +32,7 @@ pub(super) struct Poller {
     pub(super) time: Arc<Time>,
     pub(super) alarm: Arc<Alarm>,
     pub(super) closed: CancellationToken,
+    pub(super) condition: Arc<Condition>,
     /// The latest ring after which the log was read, or nobody listened.
     pub(super) heard: watch::Sender<u64>,
 }
@@ -52,6 +55,11 @@ impl Poller {
             match self.alarm.wait(rings, pause) {
                 Some(latest) if !self.closed.is_cancelled() => rings = latest,
                 _ => return,
+            }
+            if self.condition.lost().is_some() {
+                // Others publish to another file now.
+                self.hub.gap();
+                return self.hub.close();
             }
             if self.hub.is_empty() {
                 position = None;

@@ -290,6 +290,7 @@ impl Inner {
             time: Arc::clone(&time),
             alarm: Arc::clone(&inner.poller),
             closed: closed.clone(),
+            condition: Arc::clone(&inner.condition),
             heard,
         };
         inner.spawn("sqlite-bus", holding(&open, || poller.run()))?;

@@ -178,6 +178,8 @@ impl Writer {
             Some(error) => self.condition.failed(error),
             // Nothing is learned from a transaction that changed nothing.
             None if self.connection.total_changes() == changes => {}
+            // The changes of a job that failed never reached the file.
+            None if begun.iter().all(|task| task.failure().is_some()) => {}
             None => self.condition.wrote(),
         }
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use redis_conn::{
-    Backend, ErrorKind, State, Status,
+    Backend, ErrorKind, Event, State, Status,
     raw::{Tx, sql_error},
 };
 use testkit::{Fleet, process};
@@ -196,6 +196,7 @@ async fn a_file_that_is_removed_or_replaced_is_lost() {
     for replaced in [false, true] {
         let (_directory, path) = scratch();
         let backend = open(&path).await;
+        let mut news = backend.bus().subscribe("news").await.unwrap();
         fs::remove_file(&path).unwrap();
         if replaced {
             fs::write(&path, "").unwrap();
@@ -204,6 +205,9 @@ async fn a_file_that_is_removed_or_replaced_is_lost() {
             backend.state() == State::Error
         })
         .await;
+        let mut next = async || tokio::time::timeout(LONG, news.recv()).await;
+        assert_eq!(next().await.expect("it is deaf"), Some(Event::Gap));
+        assert_eq!(next().await.expect("it is deaf"), None);
         let sqlite = engine(&backend);
         for error in [
             sqlite.write(LONG, |_| Ok(())).await.unwrap_err(),

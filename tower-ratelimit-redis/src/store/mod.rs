@@ -15,7 +15,8 @@ pub(crate) mod sqlite;
 
 /// The one decision that a store makes: atomically over all processes that share it, and charged to all limits or to none.
 pub(crate) trait Store {
-    /// Decides about a call of this cost. A refusal and a cost of 0 write nothing.
+    /// Decides about a call of this cost. A refusal writes nothing but new heads after the
+    /// clock went back; a cost of 0 writes nothing.
     fn decide(
         &self,
         policy: &Policy,
