@@ -5,7 +5,7 @@ use std::{any::Any, fmt, path::Path, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout_at};
 
 use crate::{
-    BackendBuilder, Bus, Clock, Error, ErrorKind, FromEnvError, Health, Layout, Part, State,
+    BackendBuilder, Bus, Clock, Error, ErrorKind, FromEnvError, Layout, Part, State,
     StateWatch, SystemClock,
     builder::default_instance,
     config::{self, Selected},
@@ -81,7 +81,22 @@ impl Backend {
     /// [`FromEnvError::Config`] lists everything that is wrong, [`FromEnvError::Unreachable`] says that `REDIS_REQUIRED` is set
     /// and the server did not answer within `REDIS_CONNECT_TIMEOUT`.
     pub async fn from_env() -> Result<Self, FromEnvError> {
-        let settings = config::Settings::from_vars(std::env::vars_os())?;
+        Self::from_settings(config::Settings::from_vars(std::env::vars_os())?).await
+    }
+
+    /// The backend that the environment names by variables that begin with a prefix, for a process with more than one: with
+    /// `CACHE_` these are `CACHE_REDIS_URL`, `CACHE_SQLITE_PATH`, `CACHE_NAMESPACE` and so on. Those without the prefix do not count.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`from_env`](Self::from_env); [`FromEnvError::Config`] also if the prefix is not 1 to 32 characters of `[A-Z0-9_]` that end
+    /// with `_`.
+    pub async fn from_env_prefixed(prefix: &str) -> Result<Self, FromEnvError> {
+        let vars = std::env::vars_os();
+        Self::from_settings(config::Settings::from_vars_prefixed(prefix, vars)?).await
+    }
+
+    async fn from_settings(settings: config::Settings) -> Result<Self, FromEnvError> {
         for note in &settings.notes {
             event!(info, "{note}");
         }
@@ -92,9 +107,10 @@ impl Backend {
         if let Some(namespace) = &settings.namespace {
             builder = builder.namespace(namespace);
         }
-        if let Some(instance) = settings.instance_id {
+        if let Some(instance) = &settings.instance_id {
             builder = builder.instance_id(instance);
         }
+        let path_variable = settings.name(config::SQLITE_PATH);
         match settings.selected {
             Selected::Memory => {
                 event!(
@@ -105,7 +121,7 @@ impl Backend {
             }
             Selected::Sqlite(path) => {
                 let opened = builder.sqlite(path).await;
-                opened.map_err(|error| FromEnvError::naming(config::SQLITE_PATH, error))
+                opened.map_err(|error| FromEnvError::naming(&path_variable, error))
             }
             Selected::Redis(config) => {
                 let (required, budget) = (config.is_required(), config.connect_timeout());
@@ -138,14 +154,14 @@ impl Backend {
         &self.core.instance
     }
 
-    /// Which backend this is: `memory`, `sqlite` or `redis-single`.
+    /// Which backend this is: `memory`, `sqlite`, `redis-single`, `redis-cluster` or `redis-sentinel`.
     pub fn kind(&self) -> &'static str {
         match &self.core.engine {
             Engine::Memory(_) => "memory",
             #[cfg(feature = "sqlite")]
             Engine::Sqlite(_) => "sqlite",
             #[cfg(feature = "redis")]
-            Engine::Redis(_) => "redis-single",
+            Engine::Redis(redis) => redis.kind(),
         }
     }
 
@@ -175,6 +191,10 @@ impl Backend {
     /// Cancel safe.
     pub async fn ready(&self, deadline: Duration) -> Result<(), Error> {
         let end = deadline::after(deadline);
+        #[cfg(feature = "redis")]
+        if let Engine::Redis(redis) = &self.core.engine {
+            redis.warm_up();
+        }
         let mut states = self.core.states();
         let settled =
             states.wait_for(|state| matches!(state, State::Connected | State::Disconnected));
@@ -190,13 +210,6 @@ impl Backend {
                 format!("connected, but not all parts were ready within {deadline:?}"),
             )),
         }
-    }
-
-    /// How the backend and all handles on it are. It reads what is known and sends no command.
-    pub fn health(&self) -> Health {
-        let mut checks = vec![self.core.check()];
-        checks.extend(self.core.parts.checks());
-        Health::of(checks)
     }
 
     /// Adds a part to [`health`](Self::health) and [`close`](Self::close). It is held weakly.

@@ -5,6 +5,8 @@ use std::{path::Path, sync::Arc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "redis")]
+use crate::trace::event;
 use crate::{
     Backend, Clock, Error, ErrorKind, State, SystemClock,
     bus::Hub,
@@ -112,9 +114,13 @@ impl BackendBuilder {
         #[cfg(feature = "redis")]
         {
             let (hub, closed) = (Arc::default(), CancellationToken::new());
-            let instance = self.instance.clone().unwrap_or_else(default_instance);
+            for warning in config.warnings() {
+                event!(warn, "{warning}");
+            }
+            let name = config.connection_name().map(str::to_owned);
+            let name = name.or_else(|| self.instance.clone());
             let options = crate::redis::Options {
-                client_name: instance,
+                client_name: name.unwrap_or_else(default_instance),
                 rewrite: self.rewrite,
             };
             let redis =

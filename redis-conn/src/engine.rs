@@ -19,6 +19,7 @@ pub(crate) struct Core {
     pub(crate) clock: Arc<dyn Clock>,
     /// Cancelled by `close` and when the last handle goes; every background task ends with it.
     pub(crate) closed: CancellationToken,
+    pub(crate) born: Instant,
 }
 
 #[derive(Debug)]
@@ -34,10 +35,18 @@ pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "")
 }
 
+fn embedded(name: &'static str, served_by: &str, state: State) -> Check {
+    let status = match state {
+        State::Connected => Status::Healthy,
+        _ => Status::Unhealthy,
+    };
+    Check::new(name, status, format!("{served_by}: {state}"))
+}
+
 impl Core {
     /// With a hub and an end of its own.
     pub(crate) fn new(engine: Engine, instance: String, clock: Arc<dyn Clock>) -> Self {
-        Self {
+        let core = Self {
             engine,
             hub: Arc::default(),
             registry: Registry::default(),
@@ -45,7 +54,11 @@ impl Core {
             instance: instance.into(),
             clock,
             closed: CancellationToken::new(),
-        }
+            born: Instant::now(),
+        };
+        #[cfg(feature = "metrics")]
+        crate::metrics::follow(core.states());
+        core
     }
 
     pub(crate) fn hub(&self) -> &Hub {
@@ -62,37 +75,38 @@ impl Core {
         }
     }
 
-    pub(crate) fn check(&self) -> Check {
+    /// How the backend itself is; with the addresses of its nodes only where they are asked for.
+    pub(crate) fn check(&self, detailed: bool) -> Check {
         let state = *self.states().borrow();
-        let status = if state == State::Connected {
-            Status::Healthy
-        } else {
-            Status::Unhealthy
-        };
-        let (name, served_by) = match &self.engine {
-            Engine::Memory(_) => ("memory", "in this process"),
+        let _ = detailed;
+        match &self.engine {
+            Engine::Memory(_) => embedded("memory", "in this process", state),
             #[cfg(feature = "sqlite")]
-            Engine::Sqlite(_) => ("sqlite", "one file on this host"),
+            Engine::Sqlite(sqlite) => {
+                let check = embedded("sqlite", "one file on this host", state);
+                match sqlite.last_error() {
+                    Some(error) => Check {
+                        status: check.status.max(Status::Degraded),
+                        message: format!("{}: {error}", check.message),
+                        ..check
+                    },
+                    None => check,
+                }
+            }
             #[cfg(feature = "redis")]
-            Engine::Redis(_) => ("redis", "a single server"),
-        };
-        let check = Check::new(name, status, format!("{served_by}: {state}"));
-        #[cfg(feature = "sqlite")]
-        if let Engine::Sqlite(sqlite) = &self.engine
-            && let Some(error) = sqlite.last_error()
-        {
-            let message = format!("{served_by}: {state}: {error}");
-            return Check::new(name, status.max(Status::Degraded), message);
+            Engine::Redis(redis) => redis.check(detailed),
         }
-        #[cfg(feature = "redis")]
-        if let Engine::Redis(redis) = &self.engine
-            && let Some(error) = redis.bus_error()
-            && status == Status::Healthy
-        {
-            let message = format!("{served_by}: {state}, but no message arrives: {error}");
-            return Check::new(name, Status::Degraded, message);
+    }
+
+    /// What tells that the servers were asked how they are.
+    #[cfg(feature = "redis")]
+    pub(crate) fn probes(&self) -> Option<crate::redis::Probes> {
+        match &self.engine {
+            Engine::Redis(redis) => Some(redis.probes()),
+            Engine::Memory(_) => None,
+            #[cfg(feature = "sqlite")]
+            Engine::Sqlite(_) => None,
         }
-        check
     }
 
     pub(crate) fn unavailable(&self, deadline: Duration) -> Error {

@@ -100,6 +100,22 @@ impl ErrorKind {
         }
     }
 
+    /// The kind as one word, for health answers and metrics.
+    #[cfg(feature = "redis")]
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Unavailable => "unavailable",
+            Self::Timeout => "timeout",
+            Self::Ambiguous => "ambiguous",
+            Self::CircuitOpen { .. } => "circuit_open",
+            Self::Saturated => "saturated",
+            Self::Server(_) => "refused",
+            Self::Corrupt => "corrupt",
+            Self::Closed => "closed",
+        }
+    }
+
     fn text(&self) -> &str {
         match self {
             Self::Config => "wrong configuration",

@@ -10,7 +10,7 @@
 //! use std::time::Duration;
 //! use redis_conn::{Backend, State};
 //!
-//! // Nothing set: in process. SQLITE_PATH: one file. REDIS_URL or REDIS_HOST: a server.
+//! // Nothing set: in process. SQLITE_PATH: one file. REDIS_URL or REDIS_HOST: a server. REDIS_NODES: a cluster.
 //! let backend = Backend::from_env().await?;
 //! backend.ready(Duration::from_secs(10)).await?;
 //! assert_eq!(backend.state(), State::Connected);
@@ -46,16 +46,36 @@
 //! 4,096 operations wait on one connection; the next is refused with [`ErrorKind::Saturated`].
 //!
 #![doc = include_str!("config/variables.md")]
+//! # Health
+//!
+//! [`Backend::health`] says how the backend and the handles on it are, and sends no command: a task in the background asks the
+//! servers every five seconds, and every second while something is wrong. [`Health`] serialises itself and knows the
+//! [status](Health::http_status) of its answer, so that an endpoint is one line in every framework;
+//! [`Backend::watch_health`] tells of changes.
+//!
+//! # Metrics
+//!
+//! With the feature `metrics`, through the facade of that name. Install the recorder before the backend is built.
+//!
+#![doc = include_str!("metrics/metrics.md")]
+//!
+//! # Traces
+//!
+//! With the feature `tracing` every command is a span at `TRACE`, on the target `redis_conn::command`, with the fields that
+//! OpenTelemetry gives to a database client. It never contains a key.
+//!
 //! # Features
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `redis` | yes | [`Backend::redis`]: a single Redis (6.2 or newer) or Valkey (7.2 or newer) server, over TCP or a Unix socket |
+//! | `tls` | | TLS to a server, by `rediss://`, `REDIS_TLS=true` or [`Tls`] |
 //! | `sqlite` | | [`Backend::sqlite`] |
-//! | `tracing` | | events of the connection manager, on the target `redis_conn` |
+//! | `metrics` | | what the connection manager counts, see [Metrics](#metrics) |
+//! | `tracing` | | events of the connection manager, on the target `redis_conn`, and [command spans](#traces) |
 //!
-//! Asking for a backend whose feature is off is an error that names the feature. TLS, cluster and
-//! sentinel are not there yet; asking for them is an error that says so.
+//! Asking for something whose feature is off is an error that names the feature. TLS, cluster and
+//! sentinel can be configured, but are not there yet; starting with them is an error that says so.
 //!
 //! # Minimum supported Rust version
 //!
@@ -74,6 +94,8 @@ mod engine;
 mod error;
 mod health;
 mod lifecycle;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod namespace;
 mod random;
 mod registry;
@@ -95,9 +117,14 @@ pub use crate::{
     builder::BackendBuilder,
     bus::{Bus, Event, Message, Subscription},
     clock::{Clock, ManualClock, SystemClock},
-    config::{Config, ConfigBuilder, ConfigError, ConfigErrors, Endpoint, FromEnvError},
+    config::{
+        Config, ConfigBuilder, ConfigError, ConfigErrors, Credentials, Endpoint, Family,
+        FromEnvError, Login, ScaleReads, Tls, Topology,
+    },
     error::{Error, ErrorKind},
-    health::{Check, Health, Status},
+    health::{
+        Check, Connection, Details, Health, HealthWatch, LastError, NodeDetails, PoolDetails, Status, Summary,
+    },
     lifecycle::{Drain, Part, Phase},
     namespace::Layout,
     state::{State, StateWatch},

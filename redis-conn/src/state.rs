@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use serde::Serialize;
 use tokio::sync::watch;
 
 /// The state of the connection to the backend. The embedded backends are
 /// [`Connected`](State::Connected) until closed, but for SQLite when its file was removed or replaced: that is an [`Error`](State::Error).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum State {
     /// Closed, or never begun.
@@ -23,6 +25,15 @@ pub enum State {
 }
 
 impl State {
+    #[cfg(feature = "metrics")]
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Disconnected,
+        Self::Connecting,
+        Self::Connected,
+        Self::Reconnecting,
+        Self::Error,
+    ];
+
     /// The name used in health answers and metrics.
     pub fn as_str(self) -> &'static str {
         match self {

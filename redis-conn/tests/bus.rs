@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use redis_conn::{Backend, Bus, Config, ErrorKind, Event, Subscription};
 use testkit::{Fault, FaultProxy, RedisServer};
+use tokio::{io::AsyncReadExt, net::TcpStream};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -186,6 +187,7 @@ async fn a_connection_killed_by_the_server_is_one_gap() {
     let server = RedisServer::start().await;
     let (listener, sender) = (on(&server.url()).await, on(&server.url()).await.bus());
     let mut news = listener.bus().subscribe("news").await.unwrap();
+    let mut also_news = listener.bus().subscribe("news").await.unwrap();
     let mut admin = server.connection().await;
     let killed: u64 = redis::cmd("CLIENT")
         .arg("KILL")
@@ -196,6 +198,12 @@ async fn a_connection_killed_by_the_server_is_one_gap() {
         .unwrap();
     assert_eq!(killed, 1);
     recovers_with_one_gap(&mut news, &sender).await;
+    recovers_with_one_gap(&mut also_news, &sender).await;
+    assert_eq!(
+        subscribers(&server, "news").await,
+        1,
+        "still one connection for all"
+    );
 }
 
 #[tokio::test]
@@ -212,20 +220,23 @@ async fn a_connection_gone_without_a_word_is_one_gap() {
     recovers_with_one_gap(&mut news, &sender).await;
 }
 
+/// How many connections listen to a channel.
+async fn subscribers(server: &RedisServer, channel: &str) -> u64 {
+    let mut admin = server.connection().await;
+    let (_, count): (String, u64) = redis::cmd("PUBSUB")
+        .arg("NUMSUB")
+        .arg(format!("tk:b1:{channel}"))
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    count
+}
+
 #[tokio::test]
 async fn the_server_hears_of_the_first_subscriber_and_of_the_last_one_leaving() {
     let server = RedisServer::start().await;
     let backend = on(&server.url()).await;
-    let subscribers = async || -> u64 {
-        let mut admin = server.connection().await;
-        let (_, count): (String, u64) = redis::cmd("PUBSUB")
-            .arg("NUMSUB")
-            .arg("tk:b1:news")
-            .query_async(&mut admin)
-            .await
-            .unwrap();
-        count
-    };
+    let subscribers = async || subscribers(&server, "news").await;
     let (bus, other) = (backend.bus(), backend.bus());
     let (first, second) = (
         bus.subscribe("news").await.unwrap(),
@@ -317,6 +328,9 @@ async fn a_channel_that_is_forbidden_ends_and_the_others_go_on() {
     assert_eq!(next(&mut bad).await, Event::Gap);
     let end = tokio::time::timeout(LONG, bad.recv()).await;
     assert_eq!(end.expect("it is deaf and does not know"), None);
+    let health = backend.health();
+    assert_eq!(health.overall, redis_conn::Status::Degraded);
+    assert!(health.checks[0].message.contains("NOPERM"), "{health:?}");
     backend.ready(LONG).await.unwrap();
     bus.publish("good", b"after").await.unwrap();
     assert_eq!(message(&mut good).await, "after");
@@ -324,6 +338,13 @@ async fn a_channel_that_is_forbidden_ends_and_the_others_go_on() {
     assert_eq!(*refused.kind(), ErrorKind::Server("NOPERM".into()));
     bus.publish("good", b"still").await.unwrap();
     assert_eq!(message(&mut good).await, "still");
+    assert_eq!(backend.health().overall, redis_conn::Status::Degraded);
+
+    allow(&["&tk:b1:good", "&tk:b1:bad"]).await;
+    let mut bad = bus.subscribe("bad").await.unwrap();
+    assert_eq!(backend.health().overall, redis_conn::Status::Healthy);
+    bus.publish("bad", b"again").await.unwrap();
+    assert_eq!(message(&mut bad).await, "again");
 }
 
 #[tokio::test]
@@ -351,4 +372,102 @@ async fn messages_that_cannot_arrive_are_seen_in_the_health() {
     tokio::time::timeout(LONG, degraded)
         .await
         .expect("it looks healthy");
+}
+
+#[tokio::test]
+async fn subscriptions_that_are_given_up_leave_nothing_behind() {
+    let server = RedisServer::start().await;
+    let backend = on(&server.url()).await;
+    let bus = backend.bus();
+    // It keeps the connection, which would take the others with it.
+    let kept = bus.subscribe("kept").await.unwrap();
+    for attempt in 0..200 {
+        let channel = format!("channel-{}", attempt % 7);
+        let subscribing =
+            tokio::time::timeout(Duration::from_micros(attempt), bus.subscribe(&channel));
+        drop(subscribing.await);
+    }
+    let mut admin = server.connection().await;
+    let mut channels = async || -> Vec<String> {
+        let mut command = redis::cmd("PUBSUB");
+        command
+            .arg("CHANNELS")
+            .query_async(&mut admin)
+            .await
+            .unwrap()
+    };
+    let only_one_left = async {
+        while channels().await != ["tk:b1:kept"] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LONG, only_one_left)
+        .await
+        .expect("the server knows channels that nobody listens to");
+
+    drop(kept);
+    let mut open = async || -> usize {
+        let mut command = redis::cmd("CLIENT");
+        let clients: String = command.arg("LIST").query_async(&mut admin).await.unwrap();
+        clients
+            .lines()
+            .filter(|client| client.contains(":bus "))
+            .count()
+    };
+    let all_gone = async {
+        while open().await > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LONG, all_gone)
+        .await
+        .expect("a connection that nobody needs stays open");
+    let mut news = bus.subscribe("news").await.unwrap();
+    assert_eq!(open().await, 1);
+    bus.publish("news", b"heard").await.unwrap();
+    assert_eq!(message(&mut news).await, "heard");
+}
+
+#[tokio::test]
+async fn each_message_to_a_slow_subscriber_is_received_or_counted_as_lost() {
+    const SENT: u64 = 100_000;
+    const BATCH: u64 = 10_000;
+    let server = RedisServer::start().await;
+    let backend = on(&server.url()).await;
+    let mut slow = backend.bus().subscribe("flood").await.unwrap();
+    let mut publisher = TcpStream::connect(server.addr()).await.unwrap();
+    // The layout, an origin, and one byte.
+    let frame = "\u{1}\0\0\0\0\0\0\0\0x";
+    let publish = format!("*3\r\n$7\r\nPUBLISH\r\n$11\r\ntk:b1:flood\r\n$10\r\n{frame}\r\n");
+    let batch = publish.repeat(BATCH as usize);
+    // Each is received by one connection.
+    let mut replies = vec![0; ":1\r\n".len() * BATCH as usize];
+    let mut sent = 0;
+    while sent < SENT {
+        let (mut requests, mut answers) = (&batch.as_bytes()[..], &mut replies[..]);
+        let (mut reader, mut writer) = publisher.split();
+        let written = tokio::io::copy(&mut requests, &mut writer);
+        let (written, read) = tokio::join!(written, reader.read_exact(&mut answers));
+        assert!(written.is_ok() && read.is_ok());
+        sent += BATCH;
+        // A client that cannot follow the server is cut by it, which is another matter.
+        let followed = async {
+            while slow.lost() + 1_024 < sent {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(LONG, followed)
+            .await
+            .expect("some messages are neither kept nor counted");
+    }
+    assert_eq!(next(&mut slow).await, Event::Gap);
+    let mut received = 0;
+    while received + slow.lost() < SENT {
+        assert!(matches!(next(&mut slow).await, Event::Message(_)));
+        received += 1;
+    }
+    assert_eq!(received, 1_024, "what waits is bounded");
+    assert_eq!(received + slow.lost(), SENT);
+    backend.bus().publish("flood", b"after").await.unwrap();
+    assert_eq!(message(&mut slow).await, "after");
 }

@@ -1,9 +1,12 @@
 //! The public configuration of a Redis backend: builder, URL and serde agree, refuse the same and hide the password.
 
-use std::time::Duration;
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use proptest::prelude::*;
-use redis_conn::{Config, ConfigBuilder, ConfigErrors, Endpoint, Error, ErrorKind};
+use redis_conn::{
+    Backend, Config, ConfigBuilder, ConfigErrors, Credentials, Endpoint, Error, ErrorKind, Family,
+    FromEnvError, Login, ScaleReads, Tls, Topology,
+};
 
 fn local() -> ConfigBuilder {
     Config::builder(Endpoint::tcp("127.0.0.1", 6379))
@@ -16,7 +19,10 @@ fn from_json(json: &str) -> Result<Config, serde_json::Error> {
 #[test]
 fn defaults() {
     let config = local().build().unwrap();
-    assert_eq!(config.endpoint(), &Endpoint::tcp("127.0.0.1", 6379));
+    assert_eq!(
+        config.topology(),
+        &Topology::Single(Endpoint::tcp("127.0.0.1", 6379))
+    );
     assert_eq!(
         (config.username(), config.has_password(), config.db()),
         (None, false, 0)
@@ -28,6 +34,21 @@ fn defaults() {
     assert_eq!(config.max_in_flight(), 4_096);
     assert_eq!((config.pool_size(), config.lanes()), (8, None));
     assert!(!config.is_required());
+}
+
+#[test]
+fn defaults_of_topologies_and_calls() {
+    let config = local().build().unwrap();
+    assert_eq!((config.tls(), config.connection_name()), (None, None));
+    assert_eq!(config.max_loading_timeout(), Duration::from_secs(10));
+    assert_eq!(config.retry_delay_on_failover(), Duration::from_millis(100));
+    let delay = config.retry_delay_on_cluster_down();
+    assert_eq!(delay, Duration::from_millis(300));
+    assert_eq!((config.max_redirections(), config.max_retries()), (16, 3));
+    assert_eq!(config.scale_reads(), ScaleReads::Primary);
+    assert_eq!(config.family(), Family::Any);
+    assert!(config.ready_check() && config.no_delay());
+    assert!(!config.offline_queue() && !config.lazy_connect());
 }
 
 #[test]
@@ -66,6 +87,253 @@ fn everything_can_be_set_in_code_and_in_a_file() {
 }
 
 #[test]
+fn every_option_of_topologies_and_calls() {
+    let built = Config::sentinel([Endpoint::tcp("a", 26379), Endpoint::tcp("::1", 1)], "m")
+        .password_file("/run/pw")
+        .sentinel_username("watcher")
+        .sentinel_password("s3cr3t")
+        .connection_name("shop")
+        .max_loading_timeout(Duration::from_secs(60))
+        .retry_delay_on_failover(Duration::from_millis(50))
+        .retry_delay_on_cluster_down(Duration::from_secs(1))
+        .max_redirections(5)
+        .max_retries(0)
+        .scale_reads(ScaleReads::Any)
+        .offline_queue(true)
+        .ready_check(false)
+        .lazy_connect(true)
+        .family(Family::V6)
+        .no_delay(false)
+        .build()
+        .unwrap();
+    let read = from_json(
+        r#"{
+            "sentinels": ["a", "[::1]:1"], "master_name": "m", "password_file": "/run/pw",
+            "sentinel_username": "watcher", "sentinel_password": "s3cr3t", "connection_name": "shop",
+            "max_loading_timeout": "1m", "retry_delay_on_failover": 50, "retry_delay_on_cluster_down": "1s",
+            "max_redirections": 5, "max_retries": 0, "scale_reads": "all", "offline_queue": true,
+            "ready_check": false, "lazy_connect": true, "family": 6, "no_delay": false
+        }"#,
+    );
+    assert_eq!(read.unwrap(), built);
+    assert!(built.has_password());
+    assert_eq!(built.connection_name(), Some("shop"));
+    assert_eq!((built.max_redirections(), built.max_retries()), (5, 0));
+    assert_eq!(
+        (built.scale_reads(), built.family()),
+        (ScaleReads::Any, Family::V6)
+    );
+    assert!(built.offline_queue() && built.lazy_connect());
+    assert!(!built.ready_check() && !built.no_delay());
+    assert_ne!(
+        built.clone().into_builder().sentinel_password("x").build(),
+        Ok(built)
+    );
+}
+
+#[tokio::test]
+async fn a_backend_from_prefixed_variables() {
+    let backend = Backend::from_env_prefixed("NOBODY_SETS_").await.unwrap();
+    assert_eq!(backend.kind(), "memory");
+    let error = Backend::from_env_prefixed("nobody").await.unwrap_err();
+    let FromEnvError::Config(errors) = error else {
+        panic!("{error:?}");
+    };
+    assert!(
+        errors
+            .to_string()
+            .starts_with(r#"prefix="nobody": expected 1 to 32"#)
+    );
+}
+
+#[test]
+fn every_switch_alone() {
+    for (json, builder) in [
+        (r#""offline_queue":true"#, local().offline_queue(true)),
+        (r#""ready_check":false"#, local().ready_check(false)),
+        (r#""lazy_connect":true"#, local().lazy_connect(true)),
+        (r#""no_delay":false"#, local().no_delay(false)),
+        (r#""required":true"#, local().required(true)),
+        (r#""keep_alive":false"#, local().keep_alive(None)),
+    ] {
+        let read = from_json(&format!(r#"{{"host":"127.0.0.1",{json}}}"#)).unwrap();
+        assert_eq!(read, builder.build().unwrap(), "{json}");
+        assert_ne!(read, local().build().unwrap(), "{json}");
+    }
+}
+
+#[test]
+fn a_cluster_in_code_and_in_a_file() {
+    let nodes = || vec![Endpoint::tcp("a", 6379), Endpoint::tcp("b", 7000)];
+    let built = Config::cluster(nodes()).build().unwrap();
+    assert_eq!(built.topology(), &Topology::Cluster { nodes: nodes() });
+    assert_eq!(from_json(r#"{"nodes":["a","b:7000"]}"#).unwrap(), built);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn tls_in_code_and_in_a_file() {
+    let over = |tls| local().tls(tls).build().unwrap();
+    for (json, tls) in [
+        ("true", Some(Tls::new())),
+        ("false", None),
+        ("{}", Some(Tls::new())),
+        (
+            r#"{"server_name":"h","reject_unauthorized":false,"ca_file":"/ca","cert_file":"/c","key_file":"/k"}"#,
+            Some(
+                Tls::new()
+                    .server_name("h")
+                    .reject_unauthorized(false)
+                    .ca_file("/ca")
+                    .client_certificate("/c", "/k"),
+            ),
+        ),
+    ] {
+        let read = from_json(&format!(r#"{{"host":"127.0.0.1","tls":{json}}}"#)).unwrap();
+        assert_eq!(read.tls(), tls.as_ref(), "{json}");
+        assert_eq!(read, over(tls), "{json}");
+    }
+    let by_url = Config::from_url("rediss://127.0.0.1").unwrap();
+    assert_eq!(by_url, over(Some(Tls::new())));
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn tls_that_cannot_be_is_refused() {
+    let socket = Config::builder(Endpoint::unix("/run/x"))
+        .tls(Tls::new())
+        .build();
+    let expected = "tls and socket: expected a host: a Unix socket has no TLS";
+    assert_eq!(socket.unwrap_err().to_string(), expected);
+    for (tls, field) in [
+        (Tls::new().server_name("a b"), "tls.server_name"),
+        (Tls::new().ca_file(""), "tls.ca_file"),
+        (Tls::new().client_certificate("", "/k"), "tls.cert_file"),
+        (Tls::new().client_certificate("/c", ""), "tls.key_file"),
+    ] {
+        let errors = local().tls(tls).build().expect_err(field);
+        let fields: Vec<_> = errors.iter().flat_map(|error| error.variables()).collect();
+        assert_eq!(fields, [field], "{errors}");
+    }
+    for (json, text) in [
+        (
+            r#"{"url":"rediss://h","tls":false}"#,
+            "url and tls: expected only one of them",
+        ),
+        (
+            r#"{"host":"h","tls":"yes"}"#,
+            "expected `true`, `false`, or a table",
+        ),
+        (
+            r#"{"host":"h","tls":{"ca":"/ca"}}"#,
+            "expected `true`, `false`, or a table",
+        ),
+        (
+            r#"{"host":"h","tls":{"cert_file":"/c"}}"#,
+            "tls.cert_file and tls.key_file: expected both or none of them: a certificate needs its key",
+        ),
+    ] {
+        let error = from_json(json).expect_err(json).to_string();
+        assert!(error.contains(text), "{json}: {error}");
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn tls_names_its_feature() {
+    let expected = "tls: expected a build with the feature `tls` of redis-conn";
+    for errors in [
+        local().tls(Tls::new()).build().unwrap_err(),
+        Config::from_url("rediss://h").unwrap_err(),
+    ] {
+        assert_eq!(errors.to_string(), expected);
+    }
+    let error = from_json(r#"{"host":"h","tls":true}"#).unwrap_err();
+    assert!(error.to_string().contains(expected), "{error}");
+}
+
+struct Fixed;
+
+impl Credentials for Fixed {
+    fn login(
+        &self,
+    ) -> Pin<
+        Box<
+            dyn Future<Output = Result<Login, Box<dyn std::error::Error + Send + Sync>>>
+                + Send
+                + '_,
+        >,
+    > {
+        Box::pin(async { Ok(Login::new(None, "s3cr3t")) })
+    }
+}
+
+#[test]
+fn a_provider_equals_itself_only() {
+    let provider: Arc<dyn Credentials> = Arc::new(Fixed);
+    let with = |provider: &Arc<dyn Credentials>| local().credentials(Arc::clone(provider)).build();
+    let one = with(&provider).unwrap();
+    assert_eq!(one, with(&provider).unwrap());
+    assert_eq!(one, one.clone());
+    let other: Arc<dyn Credentials> = Arc::new(Fixed);
+    assert_ne!(one, with(&other).unwrap());
+    assert!(one.has_password() && one.username().is_none());
+}
+
+#[test]
+fn a_password_has_one_source() {
+    let provider = || Arc::new(Fixed);
+    for (builder, one, other) in [
+        (
+            local().password("pw").password_file("/x"),
+            "password",
+            "password_file",
+        ),
+        (
+            local().password("pw").credentials(provider()),
+            "password",
+            "credentials",
+        ),
+        (
+            local().password_file("/x").credentials(provider()),
+            "password_file",
+            "credentials",
+        ),
+        (
+            local().username("me").credentials(provider()),
+            "username",
+            "credentials",
+        ),
+        (
+            local().sentinel_password("pw").sentinel_password_file("/x"),
+            "sentinel_password",
+            "sentinel_password_file",
+        ),
+        (
+            local()
+                .sentinel_password("pw")
+                .sentinel_credentials(provider()),
+            "sentinel_password",
+            "sentinel_credentials",
+        ),
+    ] {
+        let errors = builder.build().expect_err(one);
+        let expected = format!("{one} and {other}: expected only one of them");
+        assert_eq!(errors.to_string(), expected);
+    }
+}
+
+#[test]
+fn a_url_and_a_password_file() {
+    let read = from_json(r#"{"url":"redis://h/1","username":"me","password_file":"/x"}"#).unwrap();
+    let built = Config::builder(Endpoint::tcp("h", 6379))
+        .db(1)
+        .username("me")
+        .password_file("/x");
+    assert_eq!(read, built.build().unwrap());
+}
+
+#[test]
 fn a_file_names_the_server_in_one_of_three_ways() {
     for (json, url) in [
         (r#"{"host":"h"}"#, "redis://h:6379"),
@@ -89,14 +357,81 @@ fn a_url_can_be_refined() {
     let config = Config::from_url("redis://h").unwrap().into_builder();
     let config = config.dial_timeout(Duration::from_secs(3)).build().unwrap();
     assert_eq!(config.dial_timeout(), Duration::from_secs(3));
-    assert_eq!(config.endpoint(), &Endpoint::tcp("h", 6379));
+    assert_eq!(
+        config.topology(),
+        &Topology::Single(Endpoint::tcp("h", 6379))
+    );
 }
 
 #[test]
 fn a_wrong_file_is_refused() {
     for (json, text) in [
-        ("{}", "host: expected `host`, `socket` or `url`"),
-        (r#"{"port":1}"#, "host: expected `host`, `socket` or `url`"),
+        (
+            "{}",
+            "host: expected `host`, `socket`, `nodes`, `sentinels` or `url`",
+        ),
+        (
+            r#"{"port":1}"#,
+            "host: expected `host`, `socket`, `nodes`, `sentinels` or `url`",
+        ),
+        (
+            r#"{"host":"h","nodes":["a"]}"#,
+            "host and nodes: expected only one of them",
+        ),
+        (
+            r#"{"port":1,"nodes":["a"]}"#,
+            "port and nodes: expected only one of them",
+        ),
+        (
+            r#"{"nodes":["a"],"sentinels":["s"],"master_name":"m"}"#,
+            "nodes and sentinels: expected only one of them",
+        ),
+        (
+            r#"{"sentinels":["s"]}"#,
+            "sentinels and master_name: expected both or none of them",
+        ),
+        (
+            r#"{"host":"h","master_name":"m"}"#,
+            "sentinels and master_name: expected both or none of them",
+        ),
+        (
+            r#"{"nodes":["a:0"]}"#,
+            r#"nodes="a:0": expected a host with an optional port"#,
+        ),
+        (
+            r#"{"nodes":[]}"#,
+            r#"nodes="": expected hosts with an optional port"#,
+        ),
+        (
+            r#"{"nodes":["a"],"db":1}"#,
+            r#"db="1": expected 0: a cluster has no other database"#,
+        ),
+        (
+            r#"{"url":"redis://h","nodes":["a"]}"#,
+            "url and nodes: expected only one of them",
+        ),
+        (
+            r#"{"url":"redis://:pw@h","password_file":"/x"}"#,
+            "url and password_file: expected only one of them",
+        ),
+        (
+            r#"{"host":"h","password":"pw","password_file":"/x"}"#,
+            "password and password_file: expected only one of them",
+        ),
+        (
+            r#"{"host":"h","scale_reads":"none"}"#,
+            "expected `master`, `slave`, `replica` or `all`",
+        ),
+        (r#"{"host":"h","family":5}"#, "expected `4`, `6`, or `0`"),
+        (
+            r#"{"host":"h","retry_delay_on_failover":"2m"}"#,
+            "expected milliseconds, or a duration such as 100ms",
+        ),
+        (r#"{"host":"h","max_redirections":0}"#, "expected 1 to 100"),
+        (
+            r#"{"host":"h","offline_queue":"yes"}"#,
+            "expected a boolean",
+        ),
         (
             r#"{"host":"h","socket":"/x"}"#,
             "host and socket: expected only one of them",
@@ -180,6 +515,37 @@ fn every_limit_of_the_builder() {
         (local().pool_size(u32::MAX), "pool_size"),
         (local().lanes(0), "lanes"),
         (local().lanes(65), "lanes"),
+        (local().max_redirections(0), "max_redirections"),
+        (local().max_redirections(101), "max_redirections"),
+        (local().max_retries(101), "max_retries"),
+        (
+            local().retry_delay_on_failover(Duration::ZERO),
+            "retry_delay_on_failover",
+        ),
+        (
+            local().retry_delay_on_cluster_down(Duration::from_secs(61)),
+            "retry_delay_on_cluster_down",
+        ),
+        (
+            local().max_loading_timeout(Duration::ZERO),
+            "max_loading_timeout",
+        ),
+        (local().connection_name("a b"), "connection_name"),
+        (local().password_file(""), "password_file"),
+        (local().sentinel_username("me"), "sentinel_username"),
+        (local().sentinel_password(""), "sentinel_password"),
+        (
+            local().sentinel_password_file("\0"),
+            "sentinel_password_file",
+        ),
+        (Config::cluster([]), "nodes"),
+        (Config::cluster([Endpoint::tcp("a b", 1)]), "nodes"),
+        (Config::cluster([Endpoint::tcp("a", 0)]), "nodes"),
+        (Config::cluster([Endpoint::unix("/run/x")]), "nodes"),
+        (Config::cluster([Endpoint::tcp("a", 1)]).db(1), "db"),
+        (Config::sentinel([], "m"), "sentinels"),
+        (Config::sentinel([Endpoint::unix("/x")], "m"), "sentinels"),
+        (Config::sentinel([Endpoint::tcp("s", 1)], ""), "master_name"),
     ] {
         let errors = builder.build().expect_err(field);
         let fields: Vec<_> = errors.iter().flat_map(|error| error.variables()).collect();
@@ -192,7 +558,11 @@ fn every_limit_of_the_builder() {
         .keep_alive(Duration::from_secs(1))
         .max_in_flight(1)
         .pool_size(1_024)
-        .lanes(64);
+        .lanes(64)
+        .max_redirections(100)
+        .max_retries(100)
+        .retry_delay_on_failover(Duration::from_millis(1))
+        .retry_delay_on_cluster_down(Duration::from_secs(60));
     extremes.build().unwrap();
 }
 

@@ -5,10 +5,18 @@ use std::{future::Future, time::Duration};
 /// Long enough for any healthy machine; reaching it means that what is awaited will not happen.
 pub(crate) const HANG: Duration = Duration::from_secs(10);
 
+/// How long to wait before asking a server again.
+pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(5);
+
 /// Awaits `future`, or panics with what was awaited once [`HANG`] has passed.
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
-    match tokio::time::timeout(HANG, future).await {
+    within_at_most(HANG, what, future).await
+}
+
+/// Awaits `future`, or panics with what was awaited once `bound` has passed.
+pub(crate) async fn within_at_most<F: Future>(bound: Duration, what: &str, future: F) -> F::Output {
+    match tokio::time::timeout(bound, future).await {
         Ok(output) => output,
-        Err(_) => panic!("gave up after {HANG:?} waiting for {what}"),
+        Err(_) => panic!("gave up after {bound:?} waiting for {what}"),
     }
 }

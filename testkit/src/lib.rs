@@ -3,6 +3,10 @@
 //! | module | what it is for | entry point |
 //! |---|---|---|
 //! | [`server`] | a real Redis of one's own, stopped whatever happens to the test | [`RedisServer::start`] |
+//! | [`cluster`] | a Redis cluster of one's own, its failovers and its slots on the move | [`RedisCluster::start`] |
+//! | [`sentinel`] | a master with replicas and the sentinels that replace it | [`RedisSentinel::start`] |
+//! | [`mock`] | a server that answers as scripted | [`RespMock::start`] |
+//! | [`certs`] | an authority and certificates, also bad ones | [`Authority::new`] |
 //! | [`clock`] | freezing and stepping the time that scripts read in Redis | [`RedisClock`], [`frozen_time_script`] |
 //! | [`proxy`] | a TCP proxy that loses, delays and tears what passes through | [`FaultProxy::start`] |
 //! | [`probe`] | the Tower contract, seen from the inner service | [`Probe`], [`drop_at_every_await`] |
@@ -27,8 +31,8 @@
 //! // ... decisions must come without Redis ...
 //! server.thaw();
 //!
-//! let clock = RedisClock::new(&server).await;
-//! clock.advance(Duration::from_secs(60)).await;
+//! let clock = RedisClock::new();
+//! clock.advance(Duration::from_secs(60));
 //! # }
 //! ```
 //!
@@ -36,7 +40,7 @@
 //!
 //! These are fixtures: one that cannot do its job panics and says why. Nothing is skipped silently:
 //! without a `redis-server` the panic names `cargo xtask setup`. Every wait inside has a bound of
-//! ten seconds of real time, so do not use the fixtures on a runtime whose clock is paused.
+//! at least ten seconds of real time, so do not use the fixtures on a runtime whose clock is paused.
 //!
 //! # Ending
 //!
@@ -50,16 +54,24 @@
 )]
 
 mod bound;
+pub mod certs;
 pub mod clock;
+pub mod cluster;
 mod guard;
+pub mod mock;
 pub mod probe;
 pub mod process;
 pub mod proxy;
+pub mod sentinel;
 pub mod server;
 pub mod stacks;
 
+pub use certs::{Authority, Certificate};
 pub use clock::{RedisClock, frozen_time_script};
+pub use cluster::RedisCluster;
+pub use mock::{Answer, Request, RespMock};
 pub use probe::{Probe, ProbeHandle, assert_auto_traits, drop_at_every_await};
 pub use process::Fleet;
 pub use proxy::{AfterDrop, Fault, FaultProxy, Matching, ProxyStats};
+pub use sentinel::RedisSentinel;
 pub use server::{CommandStat, RedisServer};

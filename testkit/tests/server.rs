@@ -58,6 +58,51 @@ async fn answers_on_its_own_port_and_persists_nothing() {
 }
 
 #[tokio::test]
+async fn is_configured_as_in_production_but_for_what_a_test_needs() {
+    let server = RedisServer::builder().arg("timeout", "7").start().await;
+    let mut connection = server.connection().await;
+    for (name, expected) in [
+        ("maxmemory-policy", "noeviction"),
+        ("appendfsync", "everysec"),
+        ("tcp-keepalive", "60"),
+        ("maxmemory", "1073741824"),
+        ("appendonly", "no"),
+        ("aclfile", ""),
+        ("bind", "127.0.0.1"),
+        ("timeout", "7"),
+    ] {
+        let mut asked = redis::cmd("CONFIG");
+        asked.arg("GET").arg(name);
+        let found: (String, String) = asked.query_async(&mut connection).await.unwrap();
+        assert_eq!(found, (name.to_owned(), expected.to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn takes_users_from_a_text_or_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("users.acl");
+    let users = "user default off\nuser app on >secret ~app:* +get";
+    std::fs::write(&file, users).unwrap();
+    for builder in [
+        RedisServer::builder().users(users),
+        RedisServer::builder().acl_file(&file),
+    ] {
+        let server = builder.start().await;
+        server.restart().await;
+        let url = format!("redis://app:secret@{}", server.addr());
+        let client = redis::Client::open(url).unwrap();
+        let mut app = client.get_multiplexed_async_connection().await.unwrap();
+        assert_eq!(app.get::<_, Option<i32>>("app:1").await, Ok(None));
+        let refused = app.get::<_, Option<i32>>("other").await.unwrap_err();
+        assert_eq!(refused.code(), Some("NOPERM"));
+        // The fixture has a way in of its own.
+        assert_eq!(server.keys().await, [""; 0]);
+        assert_eq!(server.command_calls().await["get"].calls, 1);
+    }
+}
+
+#[tokio::test]
 async fn an_append_only_server_keeps_its_data_over_a_kill() {
     let server = RedisServer::builder()
         .append_only(true)

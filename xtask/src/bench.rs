@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::redis::Redis;
+use crate::redis::{Home, Single};
 use crate::sh::{self, Result, cargo, on_path};
 use crate::{Flags, setup};
 
@@ -45,7 +45,7 @@ fn instructions(server: &Path) -> Result {
     };
     let build = ["build", "--release", "--manifest-path", MANIFEST];
     sh::run(cargo(&build).args(["--bin", "instructions"]))?;
-    let redis = Redis::start(server)?;
+    let redis = Single::start_without_users(Home::temporary(server)?)?;
     let count = |peer: &str| -> Result<u64> {
         let few = counted(&valgrind, peer, &redis.url(), FEW)?;
         let many = counted(&valgrind, peer, &redis.url(), MANY)?;

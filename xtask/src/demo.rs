@@ -6,18 +6,19 @@ use std::thread;
 
 use crate::http::Client;
 use crate::process::TempDir;
-use crate::redis::Redis;
+use crate::redis::{Home, Single};
 use crate::sh::Result;
 use crate::showcase::{self, Showcase};
-use crate::{Command, Flags, setup};
+use crate::{Command, Flag, Flags, Value, setup};
 
 pub(crate) const COMMAND: Command = Command {
     name: "demo",
     about: "two server processes share one rate limit",
-    flags: &[(
-        "--redis",
-        "share it on a Redis server instead of one SQLite file; `setup` finds or installs one",
-    )],
+    flags: &[Flag {
+        name: "--redis",
+        value: Value::None,
+        about: "share it on a Redis server instead of one SQLite file; `setup` finds or installs one",
+    }],
     details: "
 Starts the showcase twice, sends 400 requests of one client alternately to both, and shows what
 each admitted. The limit is 100 a minute: exactly 100 must pass, however they spread. Both
@@ -55,7 +56,7 @@ pub(crate) fn on_redis() -> Result {
     println!("Two server processes share one limit of {LIMIT} requests on one Redis server.");
     let server = setup::redis_server()?;
     let binary = showcase::build()?;
-    let redis = Redis::start(&server)?;
+    let redis = Single::start(Home::temporary(&server)?)?;
     run(&binary, ("REDIS_URL", &redis.url()))
 }
 

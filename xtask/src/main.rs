@@ -1,8 +1,10 @@
 //! The commands of this workspace, run as `cargo xtask <command>`.
 
+mod args;
 mod bench;
 mod ci;
 mod demo;
+mod guard;
 mod http;
 mod process;
 mod redis;
@@ -15,31 +17,24 @@ mod tidy;
 use std::env;
 use std::process::ExitCode;
 
+use args::{Flag, Flags, Value};
 use sh::Result;
 
 /// One `cargo xtask` command.
 struct Command {
+    /// One word, or two where the first is a noun.
     name: &'static str,
     about: &'static str,
-    /// The flags it takes, each with what it does.
-    flags: &'static [(&'static str, &'static str)],
+    flags: &'static [Flag],
     /// What `--help` adds to `about`.
     details: &'static str,
     run: fn(&Flags) -> Result,
 }
 
-/// The flags that one command was called with, all of them known to it.
-struct Flags(Vec<String>);
-
-impl Flags {
-    fn has(&self, flag: &str) -> bool {
-        self.0.iter().any(|given| given == flag)
-    }
-}
-
 const COMMANDS: &[Command] = &[
     setup::COMMAND,
     demo::COMMAND,
+    redis::COMMAND,
     test::COMMAND,
     ci::COMMAND,
     tidy::COMMAND,
@@ -47,35 +42,45 @@ const COMMANDS: &[Command] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut args = env::args().skip(1);
-    let name = args.next();
-    let rest: Vec<String> = args.collect();
-    match name.as_deref() {
-        None | Some("help" | "--help" | "-h") => {
-            print!("{}", overview());
-            ExitCode::SUCCESS
-        }
-        Some(name) => match COMMANDS.iter().find(|command| command.name == name) {
-            Some(command) => dispatch(command, rest),
-            None => usage(&format!("there is no command `{name}`\n\n{}", overview())),
-        },
+    let args: Vec<String> = env::args().skip(1).collect();
+    if matches!(
+        args.first().map(String::as_str),
+        None | Some("help" | "--help" | "-h")
+    ) {
+        print!("{}", overview());
+        return ExitCode::SUCCESS;
+    }
+    match find(&args) {
+        Some((command, rest)) => dispatch(command, rest),
+        None => usage(&format!(
+            "there is no command `{}`\n\n{}",
+            args.join(" "),
+            overview()
+        )),
     }
 }
 
-fn dispatch(command: &Command, args: Vec<String>) -> ExitCode {
+/// The command that `args` begin with, and what follows it.
+fn find(args: &[String]) -> Option<(&'static Command, &[String])> {
+    COMMANDS.iter().find_map(|command| {
+        let words: Vec<&str> = command.name.split(' ').collect();
+        let (given, rest) = args.split_at_checked(words.len())?;
+        (given == words).then_some((command, rest))
+    })
+}
+
+fn dispatch(command: &Command, args: &[String]) -> ExitCode {
     if args.iter().any(|arg| arg == "--help" || arg == "-h") {
         print!("{}", help(command));
         return ExitCode::SUCCESS;
     }
-    let known = |arg: &String| command.flags.iter().any(|(flag, _)| flag == arg);
-    if let Some(unknown) = args.iter().find(|arg| !known(arg)) {
-        return usage(&format!(
-            "`{}` does not take `{unknown}`\n\n{}",
-            command.name,
-            help(command)
-        ));
-    }
-    match (command.run)(&Flags(args)) {
+    let flags = match Flags::parse(command.flags, args) {
+        Ok(flags) => flags,
+        Err(error) => {
+            return usage(&format!("`{}` {error}\n\n{}", command.name, help(command)));
+        }
+    };
+    match (command.run)(&flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -92,7 +97,7 @@ fn usage(message: &str) -> ExitCode {
 fn overview() -> String {
     let mut text = String::from("cargo xtask <command> [--help]\n\n");
     for command in COMMANDS {
-        text += &format!("  {:<7}{}\n", command.name, command.about);
+        text += &format!("  {:<10}{}\n", command.name, command.about);
     }
     text
 }
@@ -102,8 +107,9 @@ fn help(command: &Command) -> String {
     if !command.details.is_empty() {
         text += &format!("\n{}\n", command.details.trim());
     }
-    for (flag, about) in command.flags {
-        text += &format!("\n  {flag:<9}{about}\n");
+    for flag in command.flags {
+        let shown = format!("{}{}", flag.name, flag.value.placeholder());
+        text += &format!("\n  {shown}\n      {}\n", flag.about);
     }
     text
 }
@@ -126,5 +132,20 @@ mod tests {
     fn help_names_the_flags() {
         let text = help(&demo::COMMAND);
         assert!(text.contains("--redis"), "{text}");
+        let text = help(&redis::COMMAND);
+        assert!(text.contains("--mode single|cluster|sentinel"), "{text}");
+        assert!(text.contains("--dir DIR"), "{text}");
+    }
+
+    #[test]
+    fn a_command_of_two_words_is_found_by_both() {
+        let found = |args: &[&str]| {
+            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            find(&args).map(|(command, rest)| (command.name, rest.len()))
+        };
+        assert_eq!(found(&["demo", "--redis"]), Some(("demo", 1)));
+        assert_eq!(found(&["redis", "up", "--dir", "x"]), Some(("redis up", 2)));
+        assert_eq!(found(&["redis"]), None);
+        assert_eq!(found(&["redis", "down"]), None);
     }
 }

@@ -14,6 +14,7 @@
 //!
 //! Exit codes: 0 after SIGTERM, 1 if it cannot start, 2 if the configuration is wrong.
 
+mod observe;
 mod routes;
 mod settings;
 mod shutdown;
@@ -76,12 +77,13 @@ fn main() -> ExitCode {
 async fn run() -> Result<(), Failure> {
     // Before anything that may take its time: whoever stops a server that still waits for Redis wants it to end in order too.
     let mut requested = Box::pin(shutdown::requested()?);
+    let metrics = observe::metrics().map_err(|error| Failure::Start(with_causes(&error)))?;
     let (settings, backend) = tokio::select! {
         configured = configure() => configured?,
         () = &mut requested => return Ok(()),
     };
-    let app =
-        routes::router(&backend, &settings).map_err(|error| Failure::Start(with_causes(&error)))?;
+    let app = routes::router(&backend, metrics, &settings)
+        .map_err(|error| Failure::Start(with_causes(&error)))?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, settings.port))
         .await
         .map_err(|error| Failure::Start(format!("PORT={}: {error}", settings.port)))?;

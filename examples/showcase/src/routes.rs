@@ -2,21 +2,27 @@
 
 use std::time::Duration;
 
+use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use axum::{Json, Router};
+use metrics_exporter_prometheus::PrometheusHandle;
 use redis_conn::{Backend, Error};
 use serde_json::json;
 use tower_ratelimit_redis::key::{self, KeyExtractor as _};
 use tower_ratelimit_redis::{Limiter, OnFailure, RateLimitLayer};
 
+use crate::observe;
 use crate::settings::Settings;
 
 /// How long a request waits for a decision before the failure policy makes it.
 const DECISION: Duration = Duration::from_millis(250);
 
-pub(crate) fn router(backend: &Backend, settings: &Settings) -> Result<Router, Error> {
+pub(crate) fn router(
+    backend: &Backend,
+    metrics: PrometheusHandle,
+    settings: &Settings,
+) -> Result<Router, Error> {
     // While the store is away each instance decides by itself, with its share of the limit.
     let limiter = Limiter::builder(backend)
         .timeout(DECISION)
@@ -24,11 +30,10 @@ pub(crate) fn router(backend: &Backend, settings: &Settings) -> Result<Router, E
         .build()?;
     let limit = RateLimitLayer::new(limiter, settings.policy.clone())
         .key(key::Header::new("x-api-key").or(key::PeerIp::default()));
-    let live = Json(json!({ "status": "ok", "instance": settings.instance }));
 
     Ok(Router::new()
         .route("/limited", get(async || "ok").route_layer(limit))
-        .route("/health/live", get(async || live))
+        .merge(observe::router(backend, metrics, &settings.instance))
         .fallback(async || problem(StatusCode::NOT_FOUND))
         .method_not_allowed_fallback(async || problem(StatusCode::METHOD_NOT_ALLOWED)))
 }

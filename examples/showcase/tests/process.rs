@@ -7,6 +7,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use testkit::RedisServer;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{TcpSocket, TcpStream};
@@ -352,4 +353,115 @@ async fn sigterm_ends_it_while_it_waits_for_a_required_redis() {
     kill_process(pid, Signal::TERM).unwrap();
     let status = timeout(BOUND, child.wait()).await.unwrap().unwrap();
     assert_eq!(status.code(), Some(0));
+}
+
+/// The status of the readiness and what it says of the backend.
+async fn readiness(showcase: &Showcase) -> (u16, String) {
+    let ready = showcase.get("/health/ready", "").await;
+    let health: Value = serde_json::from_str(&ready.body).unwrap();
+    let backend = health["checks"][0]["status"].as_str().unwrap();
+    (ready.status, backend.to_owned())
+}
+
+async fn until_ready_is(showcase: &Showcase, status: u16, backend: &str) {
+    let wanted = (status, backend.to_owned());
+    let mut last = None;
+    let asked = async {
+        while last.as_ref() != Some(&wanted) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            last = Some(readiness(showcase).await);
+        }
+    };
+    if timeout(BOUND, asked).await.is_err() {
+        panic!("it stays {last:?}, expected {wanted:?}");
+    }
+}
+
+#[tokio::test]
+async fn health_without_a_server_is_one_check_of_the_backend() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("shared.db");
+    let file = file.to_str().unwrap();
+    for (variables, name) in [(&[][..], "memory"), (&[("SQLITE_PATH", file)], "sqlite")] {
+        let showcase = Showcase::start(variables).await;
+        for path in ["/health", "/health/ready", "/health/detailed"] {
+            let answer = showcase.get(path, "").await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+            assert!(
+                answer.head.contains("cache-control: no-store"),
+                "{answer:?}"
+            );
+            let health: Value = serde_json::from_str(&answer.body).unwrap();
+            assert_eq!(
+                (&health["status"], &health["overall"]),
+                (&"ok".into(), &"healthy".into())
+            );
+            assert_eq!(health["checks"][0]["name"], name);
+            assert!(health["timestamp"].as_str().unwrap().ends_with('Z'));
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_metrics_are_there_before_anything_happened() {
+    let server = RedisServer::start().await;
+    for variables in [&[][..], &[("REDIS_URL", &*server.url())]] {
+        let showcase = Showcase::start(variables).await;
+        assert_eq!(showcase.limited("a").await, 200);
+        let metrics = showcase.get("/metrics", "").await;
+        assert_eq!(metrics.status, 200);
+        let families = metrics.body.matches("# TYPE ").count();
+        assert!(families >= 10, "{}", metrics.body);
+        let backend = &showcase.backend;
+        let counted = "operation_duration_seconds_count{outcome=\"ok\"} ";
+        let (_, count) = metrics.body.split_once(counted).unwrap();
+        assert_eq!(count.starts_with('0'), backend == "memory", "{count}");
+    }
+}
+
+#[tokio::test]
+async fn a_required_redis_that_loads_its_data_is_not_ready_but_alive() {
+    // 100 keys, 80 ms each: 8 s.
+    let server = RedisServer::builder()
+        .arg("enable-debug-command", "yes")
+        .arg("key-load-delay", "80000")
+        .arg("rdbcompression", "no")
+        .arg("loading-process-events-interval-bytes", "1024")
+        .start()
+        .await;
+    let mut admin = server.connection().await;
+    for n in 0..100 {
+        let mut set = redis::cmd("SET");
+        let set = set.arg(n).arg("x".repeat(1024));
+        let _: () = set.query_async(&mut admin).await.unwrap();
+    }
+    let url = server.url();
+    let required = [("REDIS_URL", &*url), ("REDIS_REQUIRED", "true")];
+    let required = Showcase::start(&required).await;
+    let optional = Showcase::start(&[("REDIS_URL", &url)]).await;
+    until_ready_is(&required, 200, "healthy").await;
+    until_ready_is(&optional, 200, "healthy").await;
+
+    // It answers when it is done; until then all others hear that the server loads.
+    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    let client = redis::Client::open(url).unwrap();
+    let connection = client.get_multiplexed_async_connection_with_config(&patient);
+    let mut reloader = connection.await.unwrap();
+    let reload = tokio::spawn(async move {
+        let mut reload = redis::cmd("DEBUG");
+        reload.arg("RELOAD").query_async::<()>(&mut reloader).await
+    });
+    until_ready_is(&required, 503, "unhealthy").await;
+    until_ready_is(&optional, 200, "degraded").await;
+    assert!(!reload.is_finished(), "it was not ready for another reason");
+    for showcase in [&required, &optional] {
+        assert_eq!(showcase.get("/health/live", "").await.status, 200);
+        assert_eq!(showcase.limited("a").await, 200, "the local share decides");
+    }
+    assert_eq!(required.get("/health", "").await.status, 503);
+    assert_eq!(optional.get("/health/detailed", "").await.status, 200);
+
+    timeout(BOUND, reload).await.unwrap().unwrap().unwrap();
+    until_ready_is(&required, 200, "healthy").await;
+    until_ready_is(&optional, 200, "healthy").await;
 }

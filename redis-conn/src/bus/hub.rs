@@ -54,15 +54,9 @@ impl Hub {
         self.channels().contains_key(channel)
     }
 
-    #[cfg(any(feature = "redis", feature = "sqlite"))]
+    #[cfg(feature = "sqlite")]
     pub(crate) fn is_empty(&self) -> bool {
         self.channels().is_empty()
-    }
-
-    #[cfg(feature = "redis")]
-    /// The channels that somebody listens to.
-    pub(crate) fn names(&self) -> Vec<Arc<str>> {
-        self.channels().keys().cloned().collect()
     }
 
     /// Hands one frame to every subscriber of the channel. A frame that cannot be read counts as lost.
@@ -79,13 +73,29 @@ impl Hub {
         }
     }
 
-    #[cfg(any(feature = "redis", feature = "sqlite"))]
+    #[cfg(feature = "sqlite")]
     /// Tells every subscriber that messages may have been lost.
     pub(crate) fn gap(&self) {
         self.channels()
             .values()
             .flatten()
             .for_each(|mailbox| mailbox.gap());
+    }
+
+    /// From now on the subscribers of a channel may miss messages, until [`resume`](Self::resume).
+    #[cfg(feature = "redis")]
+    pub(crate) fn interrupt(&self, channel: &str) {
+        let channels = self.channels();
+        let subscribers = channels.get(channel).into_iter().flatten();
+        subscribers.for_each(|mailbox| mailbox.interrupt());
+    }
+
+    /// Messages of a channel arrive again: those subscribers who may have missed some are told so, once.
+    #[cfg(feature = "redis")]
+    pub(crate) fn resume(&self, channel: &str) {
+        let channels = self.channels();
+        let subscribers = channels.get(channel).into_iter().flatten();
+        subscribers.for_each(|mailbox| mailbox.resume());
     }
 
     /// Ends the subscriptions of one channel, after a gap.
@@ -120,6 +130,9 @@ struct Content {
     /// A gap stands before everything in `messages` or, if it came later, behind: it is delivered first, which only makes a
     /// consumer forget sooner.
     gap: bool,
+    /// A gap is due once messages arrive again.
+    #[cfg(feature = "redis")]
+    interrupted: bool,
     lost: u64,
     closed: bool,
 }
@@ -136,6 +149,8 @@ impl Mailbox {
         } else {
             content.lost += 1;
             content.gap = true;
+            #[cfg(feature = "metrics")]
+            crate::metrics::lost();
         }
         drop(content);
         self.changed.notify_one();
@@ -146,6 +161,8 @@ impl Mailbox {
         content.lost += 1;
         content.gap = true;
         drop(content);
+        #[cfg(feature = "metrics")]
+        crate::metrics::lost();
         self.changed.notify_one();
     }
 
@@ -153,6 +170,18 @@ impl Mailbox {
     fn gap(&self) {
         self.content().gap = true;
         self.changed.notify_one();
+    }
+
+    #[cfg(feature = "redis")]
+    fn interrupt(&self) {
+        self.content().interrupted = true;
+    }
+
+    #[cfg(feature = "redis")]
+    fn resume(&self) {
+        if std::mem::take(&mut self.content().interrupted) {
+            self.gap();
+        }
     }
 
     fn close(&self) {
@@ -170,6 +199,8 @@ impl Mailbox {
             {
                 let mut content = self.content();
                 if std::mem::take(&mut content.gap) {
+                    #[cfg(feature = "metrics")]
+                    crate::metrics::gap();
                     return Some(Event::Gap);
                 }
                 if let Some(message) = content.messages.pop_front() {
@@ -181,5 +212,52 @@ impl Mailbox {
             }
             self.changed.notified().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(mailbox: &Mailbox) -> Vec<Event> {
+        let mut content = mailbox.content();
+        let gap = std::mem::take(&mut content.gap).then_some(Event::Gap);
+        let messages = content.messages.drain(..).map(Event::Message);
+        gap.into_iter().chain(messages).collect()
+    }
+
+    #[test]
+    fn of_a_million_messages_a_mailbox_keeps_a_bounded_number_and_counts_the_rest() {
+        const SENT: u64 = 1_000_000;
+        let (hub, channel) = (Hub::default(), Arc::from("flood"));
+        let mailbox = hub.add(&channel);
+        let frame = Message::encode(1, b"");
+        for _ in 0..SENT {
+            hub.deliver(&channel, &frame);
+        }
+        assert!(mailbox.content().messages.capacity() <= 2 * MAILBOX_CAPACITY);
+        let events = drain(&mailbox);
+        assert_eq!(events[0], Event::Gap);
+        let received = events.iter().skip(1).filter(|event| **event != Event::Gap);
+        assert_eq!(received.count() as u64 + mailbox.lost(), SENT);
+        assert_eq!(events.len(), MAILBOX_CAPACITY + 1);
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn only_those_who_listened_at_the_time_of_a_loss_are_told_and_only_once() {
+        let (hub, lost, kept) = (Hub::default(), Arc::from("lost"), Arc::from("kept"));
+        let (early, other) = (hub.add(&lost), hub.add(&kept));
+        hub.interrupt(&lost);
+        hub.interrupt(&lost);
+        let late = hub.add(&lost);
+        assert_eq!(drain(&early), [], "it is told when messages arrive again");
+        hub.resume(&lost);
+        hub.resume(&kept);
+        assert_eq!(drain(&early), [Event::Gap]);
+        assert_eq!(drain(&late), []);
+        assert_eq!(drain(&other), []);
+        hub.resume(&lost);
+        assert_eq!(drain(&early), []);
     }
 }

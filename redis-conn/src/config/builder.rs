@@ -1,8 +1,12 @@
 //! Making a [`Config`] in code.
 
-use std::time::Duration;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use super::{Config, ConfigError, ConfigErrors, Endpoint, Secret, check, error::shown};
+use super::{
+    Config, ConfigErrors, Credentials, Family, ScaleReads, Secret, Tls,
+    credentials::{PasswordFile, Provider},
+    faults,
+};
 
 /// Makes a [`Config`]; see [`Config::builder`].
 #[derive(Clone, Debug)]
@@ -18,17 +22,67 @@ impl ConfigBuilder {
 
     /// The ACL user; the server's default user if not set. It needs a password.
     pub fn username(mut self, name: impl Into<String>) -> Self {
-        self.config.username = Some(name.into());
+        self.config.account.username = Some(name.into());
         self
     }
 
     /// The password; none if not set.
     pub fn password(mut self, password: impl Into<String>) -> Self {
-        self.config.password = Some(Secret::new(password));
+        self.config.account.password = Some(Secret::new(password));
         self
     }
 
-    /// The number of the database; 0 if not set.
+    /// The file that holds the password, followed by at most one line end. It is read whenever a connection is made.
+    pub fn password_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.account.file = Some(PasswordFile::new("password_file", path));
+        self
+    }
+
+    /// Who is asked for user and password whenever a connection is made.
+    pub fn credentials(mut self, provider: Arc<dyn Credentials>) -> Self {
+        self.config.account.provider = Some(Provider(provider));
+        self
+    }
+
+    /// The ACL user at the sentinels, who do not share those of the servers; their default user if not set. It needs a password.
+    pub fn sentinel_username(mut self, name: impl Into<String>) -> Self {
+        self.config.sentinel_account.username = Some(name.into());
+        self
+    }
+
+    /// The password at the sentinels; none if not set.
+    pub fn sentinel_password(mut self, password: impl Into<String>) -> Self {
+        self.config.sentinel_account.password = Some(Secret::new(password));
+        self
+    }
+
+    /// The file that holds the password at the sentinels; see [`password_file`](Self::password_file).
+    pub fn sentinel_password_file(mut self, path: impl Into<PathBuf>) -> Self {
+        let file = PasswordFile::new("sentinel_password_file", path);
+        self.config.sentinel_account.file = Some(file);
+        self
+    }
+
+    /// Who is asked for user and password at the sentinels; see [`credentials`](Self::credentials).
+    pub fn sentinel_credentials(mut self, provider: Arc<dyn Credentials>) -> Self {
+        self.config.sentinel_account.provider = Some(Provider(provider));
+        self
+    }
+
+    /// How connections are encrypted, those to sentinels included; not at all if not set. It needs the feature `tls`.
+    pub fn tls(mut self, tls: impl Into<Option<Tls>>) -> Self {
+        self.config.tls = tls.into();
+        self
+    }
+
+    /// The name of the connections for people who look at the server: 1 to 128 visible ASCII characters without spaces; that of
+    /// the instance if not set.
+    pub fn connection_name(mut self, name: impl Into<String>) -> Self {
+        self.config.connection_name = Some(name.into());
+        self
+    }
+
+    /// The number of the database; 0 if not set, and always on a cluster.
     pub fn db(mut self, db: u32) -> Self {
         self.config.db = db;
         self
@@ -49,6 +103,73 @@ impl ConfigBuilder {
     /// The deadline of operations that have no tighter one of their own; 5 s if not set.
     pub fn command_timeout(mut self, timeout: Duration) -> Self {
         self.config.command_timeout = timeout;
+        self
+    }
+
+    /// How long a server may load its data before that becomes an error; 10 s if not set.
+    pub fn max_loading_timeout(mut self, timeout: Duration) -> Self {
+        self.config.max_loading_timeout = timeout;
+        self
+    }
+
+    /// How long to wait before a call is sent again after its server failed or was demoted, up to 1 minute; 100 ms if not set.
+    pub fn retry_delay_on_failover(mut self, delay: Duration) -> Self {
+        self.config.retry_delay_on_failover = delay;
+        self
+    }
+
+    /// How long to wait before a call is sent again after the cluster or the master was said to be down, up to 1 minute; 300 ms if
+    /// not set.
+    pub fn retry_delay_on_cluster_down(mut self, delay: Duration) -> Self {
+        self.config.retry_delay_on_cluster_down = delay;
+        self
+    }
+
+    /// How many times a call follows the cluster to another node, from 1 to 100; 16 if not set.
+    pub fn max_redirections(mut self, redirections: u32) -> Self {
+        self.config.max_redirections = redirections;
+        self
+    }
+
+    /// How many times an idempotent call is sent again, up to 100; 3 if not set.
+    pub fn max_retries(mut self, retries: u32) -> Self {
+        self.config.max_retries = retries;
+        self
+    }
+
+    /// Which servers answer the reads that a replica may answer; the primary if not set.
+    pub fn scale_reads(mut self, reads: ScaleReads) -> Self {
+        self.config.scale_reads = reads;
+        self
+    }
+
+    /// Whether calls wait, inside their deadline, while there is no connection; `false` if not set, and they fail at once.
+    pub fn offline_queue(mut self, queue: bool) -> Self {
+        self.config.offline_queue = queue;
+        self
+    }
+
+    /// Whether a connection is used only once its server has loaded its data and its cluster is up; `true` if not set.
+    pub fn ready_check(mut self, check: bool) -> Self {
+        self.config.ready_check = check;
+        self
+    }
+
+    /// Whether the first call makes the connection, rather than the start; `false` if not set.
+    pub fn lazy_connect(mut self, lazy: bool) -> Self {
+        self.config.lazy_connect = lazy;
+        self
+    }
+
+    /// Which addresses of a host name are used; all of them if not set.
+    pub fn family(mut self, family: Family) -> Self {
+        self.config.family = family;
+        self
+    }
+
+    /// Whether small packets are sent at once; `true` if not set.
+    pub fn no_delay(mut self, no_delay: bool) -> Self {
+        self.config.no_delay = no_delay;
         self
     }
 
@@ -87,77 +208,8 @@ impl ConfigBuilder {
     ///
     /// # Errors
     ///
-    /// Every value that is out of its range.
+    /// Every value that is out of its range, and all that contradict each other.
     pub fn build(self) -> Result<Config, ConfigErrors> {
-        let config = self.config;
-        let mut faults = Faults::default();
-        faults.of_server(&config);
-        faults.of_credentials(&config);
-        faults.of_times(&config);
-        faults.of_sizes(&config);
-        ConfigErrors::unless_empty(faults.0, config)
-    }
-}
-
-#[derive(Default)]
-struct Faults(Vec<ConfigError>);
-
-impl Faults {
-    fn require(&mut self, valid: bool, field: &'static str, value: impl ToString, expected: &str) {
-        if !valid {
-            let value = value.to_string();
-            let error = ConfigError::new(field, &shown(&value), expected);
-            self.0.push(error);
-        }
-    }
-
-    fn of_server(&mut self, config: &Config) {
-        match &config.endpoint {
-            Endpoint::Tcp { host, port } => {
-                self.require(check::is_host(host), "host", host, check::HOST);
-                self.require(*port != 0, "port", port, check::PORT);
-            }
-            Endpoint::Unix(path) => {
-                let valid = check::is_socket(path);
-                self.require(valid, "socket", path.display(), check::SOCKET);
-            }
-        }
-    }
-
-    fn of_credentials(&mut self, config: &Config) {
-        let password = config.password.as_ref();
-        if let Some(name) = config.username() {
-            let valid = !name.is_empty() && password.is_some();
-            self.require(valid, "username", name, check::USERNAME);
-        }
-        let valid = password.is_none_or(|password| !password.reveal().is_empty());
-        self.require(valid, "password", Secret::MASK, check::PASSWORD);
-    }
-
-    fn of_times(&mut self, config: &Config) {
-        for (field, timeout) in [
-            ("connect_timeout", config.connect_timeout),
-            ("dial_timeout", config.dial_timeout),
-            ("command_timeout", config.command_timeout),
-        ] {
-            let valid = check::is_timeout(timeout);
-            self.require(valid, field, format!("{timeout:?}"), check::TIMEOUT);
-        }
-        if let Some(idle) = config.keep_alive {
-            let valid = check::is_keep_alive(idle);
-            self.require(valid, "keep_alive", format!("{idle:?}"), check::KEEP_ALIVE);
-        }
-    }
-
-    fn of_sizes(&mut self, config: &Config) {
-        let commands = config.max_in_flight;
-        let valid = check::is_max_in_flight(commands);
-        self.require(valid, "max_in_flight", commands, check::MAX_IN_FLIGHT);
-        let connections = config.pool_size;
-        let valid = check::is_pool_size(connections);
-        self.require(valid, "pool_size", connections, check::POOL_SIZE);
-        if let Some(lanes) = config.lanes {
-            self.require(check::is_lanes(lanes), "lanes", lanes, check::LANES);
-        }
+        ConfigErrors::unless_empty(faults::of(&self.config), self.config)
     }
 }

@@ -2,26 +2,39 @@
 //!
 //! Each kind has a text for errors and for the documentation, and the function that decides.
 
-use std::{net::Ipv6Addr, time::Duration};
+use std::{net::Ipv6Addr, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-use super::{Config, Secret, de::Scalar};
+use super::{Config, Endpoint, Family, ScaleReads, de::Scalar, url};
 use crate::namespace::Namespace;
 
 pub(super) const BOOL: &str = "`true` or `false`";
+pub(super) const CERT_AND_KEY: &str = "both or none of them: a certificate needs its key";
 pub(super) const DB: &str = "the number of a database, such as 0";
+pub(super) const DELAY: &str = "milliseconds, or a duration such as 100ms or 1s; 1ms to 1m";
+pub(super) const ENDPOINT: &str = "a host with an optional port, such as `a:6379` or `[::1]:6379`";
+pub(super) const ENDPOINTS: &str =
+    "hosts with an optional port, such as `a:6379,b:6379,[::1]:6379`";
+pub(super) const FAMILY: &str = "`4`, `6`, or `0` for both";
 pub(super) const HOST: &str = "a host name or an address, without a port";
 pub(crate) const INSTANCE: &str = "1 to 128 visible ASCII characters without spaces";
 pub(super) const KEEP_ALIVE: &str = "`true`, `false`, or a duration from 1s to 9h";
 pub(super) const LANES: &str = "1 to 64";
+pub(super) const MASTER: &str = "1 to 128 visible ASCII characters without spaces";
 pub(super) const MAX_IN_FLIGHT: &str = "1 to 1048576";
 pub(super) const NAMESPACE: &str = "1 to 32 characters of `[a-z0-9-]`";
 pub(super) const PASSWORD: &str = "a password that is not empty";
+pub(super) const PATH: &str = "the path of a file";
 pub(super) const POOL_SIZE: &str = "1 to 1024";
 pub(super) const PORT: &str = "a port from 1 to 65535";
+pub(super) const READS: &str = "`master`, `slave`, `replica` or `all`";
+pub(super) const REDIRECTIONS: &str = "1 to 100";
+pub(super) const RETRIES: &str = "0 to 100";
 pub(super) const SOCKET: &str = "the absolute path of a socket, at most 100 bytes long";
 pub(super) const TIMEOUT: &str = "milliseconds, or a duration such as 250ms, 5s or 2m; 1ms to 24h";
+pub(super) const TLS_FEATURE: &str = "a build with the feature `tls` of redis-conn";
+pub(super) const TLS_OVER_TCP: &str = "a host: a Unix socket has no TLS";
 pub(super) const USERNAME: &str = "the name of an ACL user, together with a password";
 
 /// The shortest length of the address of a Unix socket among the systems that have them is 104, with the final zero.
@@ -58,6 +71,28 @@ pub(super) fn is_timeout(timeout: Duration) -> bool {
 pub(super) fn is_keep_alive(idle: Duration) -> bool {
     const LONGEST: Duration = Duration::from_secs(9 * 60 * 60);
     (Duration::from_secs(1)..=LONGEST).contains(&idle)
+}
+
+/// A call waits this long inside of its deadline, so that hours would be a mistake.
+pub(super) fn is_delay(delay: Duration) -> bool {
+    (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&delay)
+}
+
+pub(super) fn is_redirections(count: u32) -> bool {
+    (1..=100).contains(&count)
+}
+
+pub(super) fn is_retries(count: u32) -> bool {
+    count <= 100
+}
+
+pub(super) fn is_name_of_master(text: &str) -> bool {
+    is_instance(text)
+}
+
+pub(super) fn is_path(path: &std::path::Path) -> bool {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    !bytes.is_empty() && !bytes.contains(&0)
 }
 
 pub(super) fn is_max_in_flight(commands: usize) -> bool {
@@ -101,8 +136,47 @@ pub(super) fn text(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
-pub(super) fn secret(text: &str) -> Option<Secret> {
-    Some(Secret::new(text))
+pub(super) fn path(text: &str) -> Option<PathBuf> {
+    Some(text.into())
+}
+
+pub(super) fn reads(text: &str) -> Option<ScaleReads> {
+    match text.to_ascii_lowercase().as_str() {
+        "master" | "primary" => Some(ScaleReads::Primary),
+        "slave" | "replica" => Some(ScaleReads::Replica),
+        "all" | "any" => Some(ScaleReads::Any),
+        _ => None,
+    }
+}
+
+pub(super) fn family(text: &str) -> Option<Family> {
+    match text {
+        "0" => Some(Family::Any),
+        "4" => Some(Family::V4),
+        "6" => Some(Family::V6),
+        _ => None,
+    }
+}
+
+pub(super) fn redirections(text: &str) -> Option<u32> {
+    number(text).filter(|count| is_redirections(*count))
+}
+
+pub(super) fn retries(text: &str) -> Option<u32> {
+    number(text).filter(|count| is_retries(*count))
+}
+
+pub(super) fn delay(text: &str) -> Option<Duration> {
+    duration(text).filter(|delay| is_delay(*delay))
+}
+
+pub(super) fn nodes(text: &str) -> Option<Vec<Endpoint>> {
+    let node = |node: &str| url::host_and_port(node.trim(), Endpoint::DEFAULT_PORT).ok();
+    text.split(',').map(node).collect()
+}
+
+pub(super) fn master(text: &str) -> Option<String> {
+    is_name_of_master(text).then(|| text.to_owned())
 }
 
 pub(super) fn flag(text: &str) -> Option<bool> {

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt};
 
-use super::{url, variables::Variable};
+use super::url;
 use crate::{Error, ErrorKind};
 
 /// Longer values are cut.
@@ -13,16 +13,20 @@ const SHOWN_CHARS: usize = 64;
 /// It displays as `REDIS_PORT="70000": expected a port from 1 to 65535`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    variables: Vec<&'static str>,
+    variables: Vec<String>,
     value: Option<String>,
     expected: String,
 }
 
 impl ConfigError {
     /// The value is to blame. The caller has masked it.
-    pub(super) fn new(variable: &'static str, shown: &str, expected: impl Into<String>) -> Self {
+    pub(super) fn new(
+        variable: impl Into<String>,
+        shown: &str,
+        expected: impl Into<String>,
+    ) -> Self {
         Self {
-            variables: vec![variable],
+            variables: vec![variable.into()],
             value: Some(shorten(shown)),
             expected: expected.into(),
         }
@@ -30,23 +34,23 @@ impl ConfigError {
 
     /// No single value is to blame.
     pub(super) fn about(
-        variables: impl Into<Vec<&'static str>>,
+        variables: impl IntoIterator<Item = impl Into<String>>,
         expected: impl Into<String>,
     ) -> Self {
         Self {
-            variables: variables.into(),
+            variables: variables.into_iter().map(Into::into).collect(),
             value: None,
             expected: expected.into(),
         }
     }
 
-    pub(super) fn conflict(one: &'static str, other: &'static str) -> Self {
-        Self::about([one, other], "only one of them")
+    pub(super) fn conflict(one: impl Into<String>, other: impl Into<String>) -> Self {
+        Self::about([one.into(), other.into()], "only one of them")
     }
 
     /// The variables or fields that are wrong, or contradict each other.
     pub fn variables(&self) -> impl Iterator<Item = &str> {
-        self.variables.iter().copied()
+        self.variables.iter().map(String::as_str)
     }
 
     /// The value, if one value is to blame: secrets are masked, long values are cut.
@@ -168,12 +172,12 @@ pub enum FromEnvError {
 
 impl FromEnvError {
     /// What became of the thing that this variable names. Waiting mends some failures; only a change of the configuration the others.
-    pub(crate) fn naming(variable: Variable, error: Error) -> Self {
+    pub(crate) fn naming(variable: &str, error: Error) -> Self {
         if waiting_may_help(&error) {
             return Self::Unreachable(error);
         }
         let expected = format!("something that can be used: {}", with_causes(&error));
-        Self::Config(ConfigError::about([variable.name], expected).into())
+        Self::Config(ConfigError::about([variable], expected).into())
     }
 }
 
@@ -189,7 +193,7 @@ impl From<Error> for FromEnvError {
         if waiting_may_help(&error) {
             return Self::Unreachable(error);
         }
-        Self::Config(ConfigError::about([], with_causes(&error)).into())
+        Self::Config(ConfigError::about([""; 0], with_causes(&error)).into())
     }
 }
 

@@ -14,6 +14,7 @@ pub(super) struct Target {
     pub(super) username: Option<String>,
     pub(super) password: Option<Secret>,
     pub(super) db: u32,
+    pub(super) tls: bool,
 }
 
 /// What was expected instead.
@@ -21,8 +22,6 @@ type Expected = &'static str;
 
 const FORM: Expected = "redis://[[user]:password@]host[:port][/db] or unix:///path/to/socket, with the characters / ? # @ % of \
                         user and password percent-encoded";
-const TLS: Expected =
-    "a URL that starts with redis:// or unix://: TLS is not available yet in this version";
 const USER: Expected =
     "[user]:password before the @; a password without a user is written :password@";
 const ESCAPE: Expected =
@@ -45,10 +44,10 @@ pub(super) fn parse(url: &str) -> Result<Target, Expected> {
         Some((user_info, server)) => (Some(user_info), server),
         None => (None, authority),
     };
-    let (endpoint, db_in_path) = match scheme.to_ascii_lowercase().as_str() {
-        "redis" | "valkey" => (tcp(server)?, database(path)?),
+    let scheme = scheme.to_ascii_lowercase();
+    let (endpoint, db_in_path) = match scheme.as_str() {
+        "redis" | "valkey" | "rediss" | "valkeys" => (tcp(server)?, database(path)?),
         "unix" | "redis+unix" | "valkey+unix" => (socket(server, path)?, None),
-        "rediss" | "valkeys" => return Err(TLS),
         _ => return Err(FORM),
     };
     let db = match (db_in_path, database_of_query(query)?) {
@@ -61,10 +60,16 @@ pub(super) fn parse(url: &str) -> Result<Target, Expected> {
         username,
         password,
         db,
+        tls: matches!(scheme.as_str(), "rediss" | "valkeys"),
     })
 }
 
 fn tcp(server: &str) -> Result<Endpoint, Expected> {
+    host_and_port(server, Endpoint::DEFAULT_PORT)
+}
+
+/// `host`, `host:port`, `[::1]` or `[::1]:port`.
+pub(super) fn host_and_port(server: &str, default_port: u16) -> Result<Endpoint, Expected> {
     let (host, port) = match server.strip_prefix('[') {
         Some(bracketed) => bracketed
             .split_once(']')
@@ -74,7 +79,7 @@ fn tcp(server: &str) -> Result<Endpoint, Expected> {
     };
     let port = match port.strip_prefix(':') {
         Some(port) => check::port(port).ok_or(PORT)?,
-        None if port.is_empty() => Endpoint::DEFAULT_PORT,
+        None if port.is_empty() => default_port,
         None => return Err(PORT),
     };
     let host = check::host(host).ok_or(HOST)?;
@@ -205,6 +210,7 @@ mod tests {
             username: username.map(str::to_owned),
             password: password.map(Secret::new),
             db,
+            tls: false,
         }
     }
 
@@ -266,6 +272,20 @@ mod tests {
     }
 
     #[test]
+    fn through_tls() {
+        for (url, tls) in [
+            ("redis://host:1/2", false),
+            ("valkey://host:1/2", false),
+            ("rediss://host:1/2", true),
+            ("Valkeys://host:1/2", true),
+        ] {
+            let host = target(Endpoint::tcp("host", 1), None, None, 2);
+            assert_eq!(parse(url), Ok(Target { tls, ..host }), "{url}");
+        }
+        assert_eq!(parse("rediss+unix:///run/x"), Err(FORM));
+    }
+
+    #[test]
     fn malformed() {
         for (url, expected) in [
             ("", FORM),
@@ -275,8 +295,6 @@ mod tests {
             ("redis://ho st", FORM),
             ("redis://host\n", FORM),
             ("redis://host#0", FORM),
-            ("rediss://host", TLS),
-            ("valkeys://host", TLS),
             ("redis://", HOST),
             ("redis:///0", HOST),
             ("redis://:6379", HOST),

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use super::classify;
-use crate::{Error, random::jitter};
+use super::fault::Fault;
+use crate::random::jitter;
 
 const FIRST: Duration = Duration::from_millis(50);
 const CAP: Duration = Duration::from_secs(1);
 /// A refused password is asked again at this pace: often enough to follow a rotation, too seldom to lock an account.
 const REFUSED: Duration = Duration::from_secs(2);
+/// A server that loads its data says so at once, and is asked at this pace until it has.
+const LOADING: Duration = Duration::from_millis(100);
 
 /// Full jitter under a doubling ceiling.
 #[derive(Debug)]
@@ -26,11 +28,12 @@ impl Backoff {
     }
 
     /// The pause after a failed attempt.
-    pub(super) fn after(&mut self, error: &Error) -> Duration {
-        if classify::is_config_fault(error) {
-            return REFUSED;
+    pub(super) fn after(&mut self, fault: Fault) -> Duration {
+        match fault {
+            Fault::Credentials => REFUSED,
+            Fault::Loading => LOADING,
+            _ => self.pause(),
         }
-        self.pause()
     }
 
     /// The pause after a connection that did not last.
@@ -44,15 +47,13 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
 
     #[test]
     fn pauses_stay_below_a_ceiling_that_doubles_up_to_the_cap() {
         let mut backoff = Backoff::new();
-        let away = Error::new(ErrorKind::Unavailable, "");
         for ceiling in [50, 100, 200, 400, 800, 1000, 1000] {
             assert_eq!(backoff.ceiling, Duration::from_millis(ceiling));
-            assert!(backoff.after(&away) <= Duration::from_millis(ceiling));
+            assert!(backoff.after(Fault::Away) <= Duration::from_millis(ceiling));
         }
         backoff.reset();
         assert_eq!(backoff.ceiling, FIRST);
@@ -61,9 +62,8 @@ mod tests {
     #[test]
     fn a_refused_password_is_asked_again_at_a_steady_pace() {
         let mut backoff = Backoff::new();
-        let refused = Error::new(ErrorKind::Server("WRONGPASS".into()), "");
-        assert_eq!(backoff.after(&refused), REFUSED);
-        assert_eq!(backoff.after(&refused), REFUSED);
+        assert_eq!(backoff.after(Fault::Credentials), REFUSED);
+        assert_eq!(backoff.after(Fault::Credentials), REFUSED);
         assert_eq!(backoff.ceiling, FIRST, "it does not count as an outage");
     }
 }

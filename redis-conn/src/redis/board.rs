@@ -1,64 +1,109 @@
-//! The one state of a backend, made of the phases of its lanes.
+//! The one state of a backend, made of the phases of its lanes and of what is known of its topology.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use tokio::sync::watch;
 
-use super::{classify, lane::Phase};
+use super::{
+    fault::{Failure, Fault},
+    lane::Phase,
+};
 use crate::{Error, State};
 
 /// What each lane shows, and what follows for all of them.
 #[derive(Debug)]
 pub(super) struct Board {
-    lanes: Mutex<Vec<Light>>,
+    lights: Mutex<Lights>,
     state: watch::Sender<State>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug, Default)]
+struct Lights {
+    next: usize,
+    by_id: BTreeMap<usize, Light>,
+}
+
+#[derive(Debug)]
 struct Light {
     state: State,
     error: Option<Error>,
 }
 
+/// One light of the board.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LightId(usize);
+
 impl Board {
-    pub(super) fn new(lanes: usize) -> Self {
-        let light = Light {
-            state: State::Connecting,
-            error: None,
-        };
+    pub(super) fn new() -> Self {
         Self {
-            lanes: Mutex::new(vec![light; lanes]),
+            lights: Mutex::default(),
             state: watch::Sender::new(State::Connecting),
         }
     }
 
-    pub(super) fn show(&self, lane: usize, phase: &Phase) {
-        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(light) = lanes.get_mut(lane) else {
-            return;
-        };
+    fn lights(&self) -> MutexGuard<'_, Lights> {
+        self.lights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a light, for something that is not connected yet.
+    pub(super) fn add(&self, state: State) -> LightId {
+        let mut lights = self.lights();
+        let id = lights.next;
+        lights.next += 1;
+        lights.by_id.insert(id, Light { state, error: None });
+        self.decide(&lights);
+        LightId(id)
+    }
+
+    pub(super) fn remove(&self, id: LightId) {
+        let mut lights = self.lights();
+        lights.by_id.remove(&id.0);
+        self.decide(&lights);
+    }
+
+    /// What a lane is at.
+    pub(super) fn show(&self, id: LightId, phase: &Phase) {
         match phase {
-            Phase::Dialing => light.state = State::Reconnecting,
-            Phase::Up(_) => {
-                light.state = State::Connected;
-                light.error = None;
-            }
-            Phase::Down(error) => {
-                light.state = if classify::is_config_fault(error) {
-                    State::Error
-                } else {
-                    State::Reconnecting
-                };
-                light.error = Some(error.clone());
-            }
-            Phase::Closed => light.state = State::Disconnected,
+            Phase::Dialing => self.set(id, State::Reconnecting, None),
+            Phase::Up(_) => self.set(id, State::Connected, None),
+            Phase::Down(failure) => self.fail(id, failure),
+            Phase::Closed => self.set(id, State::Disconnected, None),
         }
-        let worst = lanes
-            .iter()
-            .map(|light| light.state)
-            .max_by_key(severity)
-            .unwrap_or(State::Disconnected);
-        drop(lanes);
+    }
+
+    /// Something works.
+    pub(super) fn pass(&self, id: LightId) {
+        self.set(id, State::Connected, None);
+    }
+
+    /// Something does not work, and is tried again.
+    pub(super) fn fail(&self, id: LightId, failure: &Failure) {
+        let state = match failure.fault {
+            Fault::Credentials => State::Error,
+            _ => State::Reconnecting,
+        };
+        self.set(id, state, Some(failure.error.clone()));
+    }
+
+    /// The error of before stays until something works.
+    fn set(&self, id: LightId, state: State, error: Option<Error>) {
+        let mut lights = self.lights();
+        if let Some(light) = lights.by_id.get_mut(&id.0) {
+            light.state = state;
+            if error.is_some() || state == State::Connected {
+                light.error = error;
+            }
+        }
+        self.decide(&lights);
+    }
+
+    /// The worst light decides. Called with the lock held, so that states are shown in the order in which they came.
+    fn decide(&self, lights: &Lights) {
+        let states = lights.by_id.values().map(|light| light.state);
+        let worst = states.max_by_key(severity).unwrap_or(State::Disconnected);
         self.state
             .send_if_modified(|state| std::mem::replace(state, worst) != worst);
     }
@@ -68,8 +113,8 @@ impl Board {
     }
 
     pub(super) fn last_error(&self) -> Option<Error> {
-        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        lanes.iter().find_map(|light| light.error.clone())
+        let lights = self.lights();
+        lights.by_id.values().find_map(|light| light.error.clone())
     }
 }
 
@@ -86,24 +131,27 @@ fn severity(state: &State) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
 
     #[test]
-    fn the_worst_lane_decides() {
-        let board = Board::new(2);
+    fn the_worst_light_decides() {
+        let board = Board::new();
+        let (first, second) = (board.add(State::Connecting), board.add(State::Connecting));
         let states = board.states();
         assert_eq!(*states.borrow(), State::Connecting);
 
-        board.show(0, &Phase::Down(Error::new(ErrorKind::Unavailable, "")));
+        board.show(first, &Phase::Down(Failure::away("")));
         assert_eq!(*states.borrow(), State::Reconnecting);
-        board.show(
-            1,
-            &Phase::Down(Error::new(ErrorKind::Server("WRONGPASS".into()), "")),
-        );
+        board.show(second, &Phase::Down(Failure::config("")));
         assert_eq!(*states.borrow(), State::Error);
         assert!(board.last_error().is_some());
 
-        board.show(0, &Phase::Closed);
+        board.remove(second);
+        assert_eq!(*states.borrow(), State::Reconnecting);
+        board.pass(first);
+        assert_eq!(*states.borrow(), State::Connected);
+        assert!(board.last_error().is_none());
+
+        board.show(first, &Phase::Closed);
         assert_eq!(*states.borrow(), State::Disconnected);
     }
 }

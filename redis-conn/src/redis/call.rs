@@ -1,5 +1,8 @@
 //! One command, and its reply.
 
+use tokio::time::Instant;
+
+use super::lane::Attempt;
 use crate::{Error, ErrorKind};
 
 /// What may happen to a command whose reply is late or lost.
@@ -14,8 +17,11 @@ pub enum Class {
 /// One command.
 #[derive(Debug)]
 pub struct Call {
-    pub(crate) command: ::redis::Cmd,
-    pub(crate) class: Class,
+    pub(super) command: ::redis::Cmd,
+    pub(super) class: Class,
+    /// Which argument is the key, the name of the command being the first.
+    key: Option<usize>,
+    replica: bool,
 }
 
 impl Call {
@@ -24,7 +30,25 @@ impl Call {
         Self {
             command: ::redis::cmd(name),
             class,
+            key: None,
+            replica: false,
         }
+    }
+
+    /// Adds a key. The first one decides which node of a cluster the command goes to; the others must have the same hash tag.
+    #[must_use]
+    pub fn key(mut self, key: impl AsRef<[u8]>) -> Self {
+        if self.key.is_none() {
+            self.key = Some(self.command.args_iter().count());
+        }
+        self.arg(key)
+    }
+
+    /// Lets a replica answer, if the configuration says so. What it answers may be older than what was written last.
+    #[must_use]
+    pub fn from_replica(mut self) -> Self {
+        self.replica = self.class == Class::Idempotent;
+        self
     }
 
     /// Adds an argument of any bytes.
@@ -39,6 +63,54 @@ impl Call {
     pub fn int(mut self, number: u64) -> Self {
         self.command.arg(number);
         self
+    }
+
+    /// The same call of a script by its text instead of its digest.
+    pub(super) fn with_text(&self, text: &str) -> Self {
+        let arguments = self.command.args_iter().skip(2);
+        let rest = arguments.filter_map(|argument| match argument {
+            ::redis::Arg::Simple(bytes) => Some(bytes),
+            _ => None,
+        });
+        Self {
+            key: self.key,
+            ..rest.fold(Self::new("EVAL", self.class).arg(text), Self::arg)
+        }
+    }
+
+    /// The first key.
+    pub(super) fn first_key(&self) -> Option<&[u8]> {
+        match self.command.args_iter().nth(self.key?)? {
+            ::redis::Arg::Simple(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    /// The name of the command.
+    #[cfg(feature = "tracing")]
+    pub(super) fn name(&self) -> &str {
+        match self.command.args_iter().next() {
+            Some(::redis::Arg::Simple(name)) => std::str::from_utf8(name).unwrap_or_default(),
+            _ => "",
+        }
+    }
+
+    /// Whether a replica may answer.
+    pub(super) fn is_for_replicas(&self) -> bool {
+        self.replica
+    }
+
+    pub(super) fn command(&self) -> &::redis::Cmd {
+        &self.command
+    }
+
+    pub(super) fn attempt(&self, deadline: Instant) -> Attempt<'_> {
+        Attempt {
+            command: &self.command,
+            class: self.class,
+            asking: false,
+            deadline,
+        }
     }
 }
 

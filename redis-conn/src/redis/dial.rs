@@ -1,4 +1,4 @@
-//! Making one connection: socket, handshake, name.
+//! Making one connection: socket, TLS, handshake, name, and whether the server behind it serves.
 
 use std::{future::Future, io, sync::Arc, time::Duration};
 
@@ -6,24 +6,29 @@ use ::redis::{
     AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, Value,
     aio::{AsyncPushSender, MultiplexedConnection},
 };
-use socket2::{SockRef, TcpKeepalive};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::classify;
-use crate::{Config, Error, ErrorKind, config::Endpoint, trace::event};
+use super::{
+    fault::{Failure, Fault},
+    greeting::{Greeting, Mode, Version},
+    socket::{self, BoxSocket, Ending},
+};
+use crate::{
+    Config, Error, ErrorKind,
+    config::{Endpoint, Login},
+    trace::event,
+};
 
 /// How many commands wait for the socket before the senders wait; the client's own default of 50 wakes too often.
 const PIPELINE_BUFFER: usize = 1024;
 
-/// Makes connections to the one server.
+/// Makes connections of one configuration.
 #[derive(Debug)]
 pub(super) struct Dialer {
     config: Config,
     client_name: String,
+    mode: Mode,
 }
 
 /// A connection that answers, and the task that drives it: when the task ends, the connection is dead, and dropping the task
@@ -32,17 +37,48 @@ pub(super) struct Dialer {
 pub(super) struct Connection {
     pub(super) commands: MultiplexedConnection,
     pub(super) driver: AbortOnDropHandle<()>,
+    pub(super) greeting: Greeting,
 }
 
-type Pushes = Option<Arc<dyn AsyncPushSender>>;
+/// What a connection is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Purpose {
+    /// Commands of everybody.
+    Lane,
+    /// Reads from a replica of a cluster, which answers them only if told so.
+    Reads,
+    /// Exclusive use.
+    Pool,
+    /// Subscriptions.
+    Bus,
+    /// Asking where everything is.
+    Survey,
+}
+
+impl Purpose {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Lane => "lane",
+            Self::Reads => "reads",
+            Self::Pool => "pool",
+            Self::Bus => "bus",
+            Self::Survey => "survey",
+        }
+    }
+}
+
+pub(super) type Pushes = Option<Arc<dyn AsyncPushSender>>;
 
 impl Dialer {
-    pub(super) fn new(config: Config, client_name: &str) -> Self {
+    /// For servers that run in this mode.
+    pub(super) fn new(config: Config, client_name: &str, mode: Mode) -> Self {
         // The server refuses a name with spaces or control characters.
         let visible = |c: char| if c.is_ascii_graphic() { c } else { '_' };
+        let name = config.connection_name().unwrap_or(client_name);
         Self {
+            client_name: name.chars().map(visible).collect(),
             config,
-            client_name: client_name.chars().map(visible).collect(),
+            mode,
         }
     }
 
@@ -50,73 +86,72 @@ impl Dialer {
         &self.config
     }
 
-    /// One attempt, bounded by the dial timeout.
-    pub(super) async fn dial(&self, pushes: Pushes) -> Result<Connection, Error> {
-        let limit = self.config.dial_timeout();
-        match tokio::time::timeout(limit, self.connect(pushes)).await {
-            Ok(connected) => connected,
-            Err(_) => Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("no connection within {limit:?}"),
-            )),
-        }
-    }
-
-    async fn connect(&self, pushes: Pushes) -> Result<Connection, Error> {
-        let connection = match self.config.endpoint() {
-            Endpoint::Tcp { host, port } => {
-                let socket = TcpStream::connect((host.as_str(), *port))
-                    .await
-                    .map_err(unreachable)?;
-                self.tune(&socket).map_err(unreachable)?;
-                self.handshake(socket, pushes).await?
-            }
-            #[cfg(unix)]
-            Endpoint::Unix(path) => {
-                let socket = tokio::net::UnixStream::connect(path)
-                    .await
-                    .map_err(unreachable)?;
-                self.handshake(socket, pushes).await?
-            }
-            #[cfg(not(unix))]
-            Endpoint::Unix(_) => {
-                return Err(Error::new(
-                    ErrorKind::Config,
-                    "this system has no unix sockets",
-                ));
-            }
+    /// One attempt, bounded by the dial timeout. A login that is refused is read anew, because it may have been changed meanwhile.
+    pub(super) async fn dial(
+        &self,
+        endpoint: &Endpoint,
+        purpose: Purpose,
+        pushes: Pushes,
+    ) -> Result<Connection, Failure> {
+        let limit = Limit::new(self.config.dial_timeout());
+        let login = self.login(&limit).await?;
+        let dialled = self.connect(endpoint, purpose, pushes.clone(), login.as_ref(), &limit);
+        let refused = match dialled.await {
+            Err(failure) if is_refused_login(&failure) => failure,
+            dialled => return dialled,
         };
-        self.introduce(connection).await
-    }
-
-    /// Without these a peer that vanished is noticed after minutes: keepalive covers an idle socket, the user timeout one with
-    /// unacknowledged data.
-    fn tune(&self, socket: &TcpStream) -> io::Result<()> {
-        socket.set_nodelay(true)?;
-        let socket = SockRef::from(socket);
-        if let Some(idle) = self.config.keep_alive() {
-            let probes = TcpKeepalive::new()
-                .with_time(idle)
-                .with_interval(Duration::from_secs(5));
-            #[cfg(not(any(target_os = "openbsd", target_os = "windows")))]
-            let probes = probes.with_retries(3);
-            socket.set_tcp_keepalive(&probes)?;
+        let changed = self.login(&limit).await?;
+        if changed == login {
+            return Err(refused);
         }
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        socket.set_tcp_user_timeout(Some(self.user_timeout()))?;
-        Ok(())
+        self.connect(endpoint, purpose, pushes, changed.as_ref(), &limit)
+            .await
     }
 
-    /// Long enough for a few retransmissions, however impatient the callers are.
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    fn user_timeout(&self) -> Duration {
-        (self.config.command_timeout() * 2).max(Duration::from_secs(5))
+    async fn login(&self, limit: &Limit) -> Result<Option<Login>, Failure> {
+        let refused = |error| Failure::new(Fault::Credentials, error);
+        let login = async {
+            let login = match self.mode {
+                Mode::Sentinel => self.config.sentinel_login().await,
+                Mode::Standalone | Mode::Cluster => self.config.login().await,
+            };
+            login.map_err(refused)
+        };
+        // A source of credentials that is silent is asked again as seldom as one that has none.
+        let login = limit.bound("no credentials", login).await;
+        login.map_err(|failure| refused(failure.error))
     }
 
-    async fn handshake<S>(&self, socket: S, pushes: Pushes) -> Result<Connection, Error>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        purpose: Purpose,
+        pushes: Pushes,
+        login: Option<&Login>,
+        limit: &Limit,
+    ) -> Result<Connection, Failure> {
+        let opened = async {
+            socket::open(endpoint, &self.config)
+                .await
+                .map_err(unreachable)
+        };
+        let socket = limit.bound("no connection", opened).await?;
+        let ending = Ending::default();
+        let secured = self.secure(endpoint, socket, &ending);
+        let silent = "no TLS handshake: the server is silent, or does not speak TLS on this port,";
+        let socket = limit.bound(silent, secured).await?;
+        let greeted = self.greet(socket, purpose, pushes, login);
+        let greeted = limit.bound("no answer to the greeting", greeted).await;
+        greeted.map_err(|failure| ending.get().cloned().unwrap_or(failure))
+    }
+
+    async fn greet(
+        &self,
+        socket: BoxSocket,
+        purpose: Purpose,
+        pushes: Pushes,
+        login: Option<&Login>,
+    ) -> Result<Connection, Failure> {
         // Deadlines belong to the caller of a command, not to the connection.
         let mut settings = AsyncConnectionConfig::new()
             .set_response_timeout(None)
@@ -126,60 +161,150 @@ impl Dialer {
             settings = settings.set_push_sender(pushes);
         }
         let (commands, driver) =
-            MultiplexedConnection::new_with_config(&self.credentials(), socket, settings)
+            MultiplexedConnection::new_with_config(&self.info(login), socket, settings)
                 .await
-                .map_err(classify::dial)?;
-        Ok(Connection {
-            commands,
-            driver: spawn(driver),
-        })
+                .map_err(Failure::of_dial)?;
+        let driver = AbortOnDropHandle::new(tokio::spawn(driver));
+        self.introduce(commands, driver, purpose).await
     }
 
-    fn credentials(&self) -> RedisConnectionInfo {
+    #[cfg(feature = "tls")]
+    async fn secure(
+        &self,
+        endpoint: &Endpoint,
+        socket: BoxSocket,
+        ending: &Ending,
+    ) -> Result<BoxSocket, Failure> {
+        match self.config.tls() {
+            Some(tls) => super::tls::secure(tls, endpoint, socket, ending).await,
+            None => Ok(socket),
+        }
+    }
+
+    /// A configuration that asks for TLS is refused when it is built.
+    #[cfg(not(feature = "tls"))]
+    async fn secure(
+        &self,
+        _: &Endpoint,
+        socket: BoxSocket,
+        _: &Ending,
+    ) -> Result<BoxSocket, Failure> {
+        Ok(socket)
+    }
+
+    fn info(&self, login: Option<&Login>) -> RedisConnectionInfo {
+        let db = match self.mode {
+            Mode::Standalone => i64::from(self.config.db()),
+            // They have one database.
+            Mode::Cluster | Mode::Sentinel => 0,
+        };
         let mut info = RedisConnectionInfo::default()
             .set_protocol(ProtocolVersion::RESP3)
-            .set_db(i64::from(self.config.db()))
+            .set_db(db)
             .set_skip_set_lib_name();
-        if let Some(username) = self.config.username() {
-            info = info.set_username(username);
-        }
-        if let Some(password) = self.config.password() {
-            info = info.set_password(password);
+        if let Some(login) = login {
+            if let Some(username) = login.username() {
+                info = info.set_username(username);
+            }
+            info = info.set_password(login.password());
         }
         info
     }
 
-    /// Gives the connection a name and asks whether the server serves: one that still loads its data accepts connections too.
-    async fn introduce(&self, mut connection: Connection) -> Result<Connection, Error> {
-        let mut name = ::redis::cmd("CLIENT");
-        name.arg("SETNAME").arg(&self.client_name);
-        let ping = ::redis::cmd("PING");
-        let mut namer = connection.commands.clone();
-        let (named, alive) = tokio::join!(
-            namer.send_packed_command(&name),
-            connection.commands.send_packed_command(&ping)
-        );
+    /// Asks who is there and whether it serves (one that still loads its data accepts connections too), and gives the connection a
+    /// name.
+    async fn introduce(
+        &self,
+        mut commands: MultiplexedConnection,
+        driver: AbortOnDropHandle<()>,
+        purpose: Purpose,
+    ) -> Result<Connection, Failure> {
+        let mut asked = ::redis::pipe();
+        asked
+            .cmd("HELLO")
+            .arg(3)
+            .cmd("PING")
+            .cmd("CLIENT")
+            .arg("SETNAME")
+            .arg(format!("{}:{}", self.client_name, purpose.as_str()));
+        if purpose == Purpose::Reads {
+            asked.cmd("READONLY");
+        }
+        let count = asked.cmd_iter().count();
+        let answers = commands.send_packed_commands(&asked, 0, count).await;
+        let answers = answers.map_err(Failure::of_dial)?;
+        let [hello, ping, named, ..] = answers.as_slice() else {
+            return Err(Failure::away(
+                "the server did not answer all that it was asked",
+            ));
+        };
+        if let Value::ServerError(refusal) = hello {
+            return Err(Failure::of_greeting(refusal));
+        }
+        let greeting = Greeting::read(hello)?;
+        greeting.check(self.mode)?;
+        if let Value::ServerError(refusal) = ping {
+            let failure = Failure::of_greeting(refusal);
+            let waits = failure.fault == Fault::Loading && !self.config.ready_check();
+            // A user without the right to ask is none without the right to work.
+            if refusal.code() != "NOPERM" && !waits {
+                return Err(failure);
+            }
+        }
         // The name is for people who look at the server: one that refuses it is used all the same.
-        if let Value::ServerError(refusal) = named.map_err(classify::dial)? {
+        if let Value::ServerError(refusal) = named {
             event!(
                 warn,
                 "the server refused CLIENT SETNAME: {}",
                 refusal.code()
             );
         }
-        match alive.map_err(classify::dial)? {
-            Value::ServerError(refusal) if refusal.code() != "NOPERM" => {
-                Err(classify::refusal(&refusal).error)
-            }
-            _ => Ok(connection),
-        }
+        Ok(Connection {
+            commands,
+            driver,
+            greeting,
+        })
     }
 }
 
-fn spawn(driver: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
-    AbortOnDropHandle::new(tokio::spawn(driver))
+impl Connection {
+    pub(super) fn version(&self) -> Version {
+        self.greeting.version
+    }
 }
 
-fn unreachable(error: io::Error) -> Error {
-    Error::new(ErrorKind::Unavailable, "the server cannot be reached").with_source(error)
+fn unreachable(error: io::Error) -> Failure {
+    let error =
+        Error::new(ErrorKind::Unavailable, "the server cannot be reached").with_source(error);
+    Failure::new(Fault::Away, error)
+}
+
+/// The server itself refused, rather than what lies below or what was found there.
+fn is_refused_login(failure: &Failure) -> bool {
+    failure.fault == Fault::Credentials && matches!(failure.error.kind(), ErrorKind::Server(_))
+}
+
+/// The time that all steps of one attempt have together.
+struct Limit {
+    time: Duration,
+    end: Instant,
+}
+
+impl Limit {
+    fn new(time: Duration) -> Self {
+        let end = Instant::now() + time;
+        Self { time, end }
+    }
+
+    /// Takes one step; `missing` is what there is not if it does not end in time.
+    async fn bound<T>(
+        &self,
+        missing: &str,
+        step: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        match timeout_at(self.end, step).await {
+            Ok(taken) => taken,
+            Err(_) => Err(Failure::away(format!("{missing} within {:?}", self.time))),
+        }
+    }
 }

@@ -1,63 +1,92 @@
-//! The Redis and Valkey backend: a single server.
+//! The Redis and Valkey backend: a single server, a cluster, or a primary that sentinels name.
 
 mod backoff;
 mod board;
 mod call;
-mod classify;
+mod cluster;
 mod dial;
+mod fault;
+mod greeting;
 mod lane;
+mod link;
+mod node;
 mod pool;
+mod probe;
 mod pubsub;
+mod retry;
 mod script;
+mod sentinel;
+mod socket;
 mod supervisor;
+mod target;
+mod telemetry;
+#[cfg(feature = "tls")]
+mod tls;
 
-use std::{
-    fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
     sync::watch,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    board::Board, dial::Dialer, lane::Lane, pool::Pool, pubsub::PubSub, supervisor::Supervisor,
+    board::Board,
+    cluster::{Cluster, Redirect},
+    dial::{Dialer, Purpose},
+    fault::Failure,
+    greeting::Mode,
+    node::Node,
+    probe::Probe,
+    pubsub::PubSub,
+    retry::{Next, Retries},
+    sentinel::Sentinels,
+    target::Target,
+    telemetry::Telemetry,
 };
+pub(crate) use self::probe::Probes;
 pub use self::{
     call::{Call, Class, Reply},
     pool::Dedicated,
     script::{Script, ScriptCall},
 };
-use crate::{Config, Error, ErrorKind, State, bus::Hub, deadline, engine::closed};
+use crate::{Config, Error, ErrorKind, State, bus::Hub, config, deadline, engine::closed};
 
-/// Up to so many cores one lane saturates the server; beyond, two share the work of its driver.
-const CORES_OF_ONE_LANE: usize = 4;
-
-/// The connections to one server. Cheap to clone.
+/// The connections to one server, or to the servers of one cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct Redis {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    lanes: Box<[Arc<Lane>]>,
-    next: AtomicUsize,
-    board: Arc<Board>,
-    dialer: Arc<Dialer>,
-    pool: Mutex<Option<Pool>>,
+    topology: Topology,
     pubsub: PubSub,
+    probes: Probes,
+    context: Arc<Context>,
     rewrite: Option<fn(&str) -> String>,
+}
+
+/// What everything that connects has in common.
+#[derive(Debug)]
+struct Context {
+    dialer: Dialer,
+    board: Board,
+    telemetry: Telemetry,
     runtime: Handle,
     tasks: TaskTracker,
+    /// No new commands come; those in flight are finished.
     closed: CancellationToken,
+    /// Nothing is waited for any more.
     aborted: CancellationToken,
+}
+
+/// Where commands go.
+#[derive(Clone)]
+enum Topology {
+    One(Arc<Node>),
+    Cluster(Arc<Cluster>),
 }
 
 /// What does not come from the configuration of the server.
@@ -75,43 +104,44 @@ impl Redis {
         closed: CancellationToken,
     ) -> Result<Self, Error> {
         let runtime = Handle::try_current().map_err(|error| {
-            Error::new(
-                ErrorKind::Config,
-                "a Redis backend must be built inside of a Tokio runtime",
-            )
-            .with_source(error)
+            let text = "a Redis backend must be built inside of a Tokio runtime";
+            Error::new(ErrorKind::Config, text).with_source(error)
         })?;
-        let count = config.lanes().unwrap_or_else(default_lanes);
-        let lanes: Box<[_]> = (0..count)
-            .map(|_| Arc::new(Lane::new(config.max_in_flight())))
-            .collect();
-        let board = Arc::new(Board::new(count));
-        let dialer = Arc::new(Dialer::new(config, &options.client_name));
-        let (tasks, aborted) = (TaskTracker::new(), CancellationToken::new());
-        for (index, lane) in lanes.iter().enumerate() {
-            let supervisor = Supervisor {
-                lane: Arc::clone(lane),
-                index,
-                dialer: Arc::clone(&dialer),
-                board: Arc::clone(&board),
-                closed: closed.clone(),
-                aborted: aborted.clone(),
-            };
-            tasks.spawn_on(supervisor.run(), &runtime);
-        }
-        let pubsub = PubSub::start(Arc::clone(&dialer), hub, closed.clone(), &tasks, &runtime);
-        let inner = Inner {
-            lanes,
-            next: AtomicUsize::new(0),
-            board,
-            dialer,
-            pool: Mutex::default(),
-            pubsub,
-            rewrite: options.rewrite,
+        let mode = match config.topology() {
+            config::Topology::Cluster { .. } => Mode::Cluster,
+            config::Topology::Single(_) | config::Topology::Sentinel { .. } => Mode::Standalone,
+        };
+        let context = Arc::new(Context {
+            dialer: Dialer::new(config.clone(), &options.client_name, mode),
+            board: Board::new(),
+            telemetry: Telemetry::new(),
             runtime,
-            tasks,
+            tasks: TaskTracker::new(),
             closed,
-            aborted,
+            aborted: CancellationToken::new(),
+        });
+        let topology = match config.topology() {
+            config::Topology::Single(endpoint) => {
+                let target = Target::Single(endpoint.clone());
+                Topology::One(Node::start(target, Purpose::Lane, &context))
+            }
+            config::Topology::Sentinel { sentinels, master } => {
+                let dialer = Dialer::new(config.clone(), &options.client_name, Mode::Sentinel);
+                let sentinels = Sentinels::start(sentinels, master, dialer, &context);
+                Topology::One(Node::start(Target::Primary(sentinels), Purpose::Lane, &context))
+            }
+            config::Topology::Cluster { nodes } => Topology::Cluster(Cluster::start(nodes, &context)),
+        };
+        let pubsub = match &topology {
+            Topology::One(node) => PubSub::on_one(node.target().clone(), hub, &context),
+            Topology::Cluster(cluster) => PubSub::on_cluster(cluster, hub, &context),
+        };
+        let inner = Inner {
+            probes: Probe::start(&topology, &context),
+            topology,
+            pubsub,
+            context,
+            rewrite: options.rewrite,
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -133,30 +163,57 @@ impl Redis {
     }
 
     async fn call_at(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
-        if self.inner.closed.is_cancelled() {
+        if self.inner.context.closed.is_cancelled() {
             return Err(closed());
         }
-        self.lane()
-            .exchange(&call.command, call.class, deadline)
-            .await
-            .map(Reply)
+        let calling = async {
+            match self.attempt(call, None, deadline).await {
+                Ok(reply) => Ok(reply),
+                Err(failure) => self.retry(call, failure, deadline).await,
+            }
+        };
+        self.inner.context.telemetry.observe(call, calling).await
     }
 
-    fn lane(&self) -> &Lane {
-        let lanes = &self.inner.lanes;
-        match &**lanes {
-            [only] => only,
-            _ => {
-                let first = self.inner.next.fetch_add(1, Ordering::Relaxed);
-                let at = |turn: usize| &lanes[first.wrapping_add(turn) % lanes.len()];
-                // One that is being connected must not cost the calls that the others can take.
-                let up = (0..lanes.len()).map(at).find(|lane| lane.is_up());
-                up.unwrap_or_else(|| at(0))
-            }
+    /// Goes on after a first failure, for as long as the table of failures and the deadline allow.
+    #[cold]
+    async fn retry(&self, call: &Call, first: Failure, deadline: Instant) -> Result<Reply, Error> {
+        let elsewhere = matches!(self.inner.topology, Topology::Cluster(_));
+        let config = self.inner.context.dialer.config();
+        let mut retries = Retries::new(config, call.class, deadline, elsewhere);
+        let mut failure = first;
+        loop {
+            let redirect = match retries.after(&failure) {
+                Next::Fail => return Err(failure.error),
+                Next::Follow(redirect) => Some(redirect),
+                Next::After(pause) => {
+                    if !pause.is_zero() {
+                        sleep(pause).await;
+                    }
+                    None
+                }
+            };
+            failure = match self.attempt(call, redirect, deadline).await {
+                Ok(reply) => return Ok(reply),
+                Err(failure) => failure,
+            };
         }
     }
 
-    /// Takes a connection that nobody else uses.
+    async fn attempt(
+        &self,
+        call: &Call,
+        redirect: Option<Redirect>,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        match &self.inner.topology {
+            Topology::One(node) => node.exchange(call.attempt(deadline)).await,
+            Topology::Cluster(cluster) => cluster.exchange(call, redirect, deadline).await,
+        }
+        .map(Reply)
+    }
+
+    /// Takes a connection that nobody else uses, to the server that has `key`.
     ///
     /// # Errors
     ///
@@ -165,45 +222,35 @@ impl Redis {
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub async fn dedicated(&self, deadline: Duration) -> Result<Dedicated, Error> {
-        self.open()?;
-        let closed = self.inner.closed.clone();
-        Dedicated::check_out(&self.pool(), deadline::after(deadline), closed).await
-    }
-
-    /// The lanes end with the runtime that drives them.
-    fn open(&self) -> Result<(), Error> {
-        if self.inner.closed.is_cancelled() || self.inner.lanes.iter().any(|lane| lane.is_closed())
-        {
+    pub async fn dedicated(&self, key: &str, deadline: Duration) -> Result<Dedicated, Error> {
+        let deadline = deadline::after(deadline);
+        let node = match &self.inner.topology {
+            Topology::One(node) => Arc::clone(node),
+            Topology::Cluster(cluster) => cluster.node_of(key, deadline).await.map_err(|f| f.error)?,
+        };
+        // The lanes end with the runtime that drives them.
+        if self.inner.context.closed.is_cancelled() || node.is_closed() {
             return Err(closed());
         }
-        Ok(())
-    }
-
-    fn pool(&self) -> Pool {
-        let mut pool = self
-            .inner
-            .pool
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let made = pool.get_or_insert_with(|| {
-            let _runtime = self.inner.runtime.enter();
-            Pool::new(Arc::clone(&self.inner.dialer), self.inner.runtime.clone())
-        });
-        made.clone()
+        let closed = self.inner.context.closed.clone();
+        Dedicated::check_out(&node.pool(), deadline, closed).await
     }
 
     /// The deadline of operations that have none of their own.
     pub fn command_timeout(&self) -> Duration {
-        self.inner.dialer.config().command_timeout()
+        self.inner.context.dialer.config().command_timeout()
+    }
+
+    pub(crate) fn kind(&self) -> &'static str {
+        self.inner.context.dialer.config().topology().kind()
     }
 
     pub(crate) fn states(&self) -> watch::Receiver<State> {
-        self.inner.board.states()
+        self.inner.context.board.states()
     }
 
     pub(crate) fn last_error(&self) -> Option<Error> {
-        self.inner.board.last_error()
+        self.inner.context.board.last_error()
     }
 
     /// Why there is no connection for subscriptions although somebody listens.
@@ -211,11 +258,22 @@ impl Redis {
         self.inner.pubsub.error()
     }
 
+    /// Has what waits for its first caller connect.
+    pub(crate) fn warm_up(&self) {
+        match &self.inner.topology {
+            Topology::One(node) => node.want(),
+            Topology::Cluster(cluster) => cluster.want(),
+        }
+    }
+
     pub(crate) async fn publish(&self, channel: &str, frame: &[u8]) -> Result<(), Error> {
-        let call = Call::new("PUBLISH", Class::AtMostOnce)
-            .arg(channel)
-            .arg(frame);
-        self.call(call, self.command_timeout()).await.map(drop)
+        let call = match &self.inner.topology {
+            Topology::Cluster(cluster) if cluster.is_sharded() => {
+                Call::new("SPUBLISH", Class::AtMostOnce).key(channel)
+            }
+            _ => Call::new("PUBLISH", Class::AtMostOnce).arg(channel),
+        };
+        self.call(call.arg(frame), self.command_timeout()).await.map(drop)
     }
 
     pub(crate) async fn listen(&self, channel: &Arc<str>) -> Result<(), Error> {
@@ -231,34 +289,29 @@ impl Redis {
 
     /// Lets what is in flight finish until `end`, then ends all connections. The token given to `start` is cancelled already.
     pub(crate) async fn closed(&self, end: Instant) {
-        self.inner.tasks.close();
-        self.inner
-            .pool
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if timeout_at(end, self.inner.tasks.wait()).await.is_err() {
-            self.inner.aborted.cancel();
-            self.inner.tasks.wait().await;
+        let Context { tasks, aborted, .. } = &*self.inner.context;
+        tasks.close();
+        match &self.inner.topology {
+            Topology::One(node) => node.close_pool(),
+            Topology::Cluster(cluster) => cluster.close_pools(),
+        }
+        if timeout_at(end, tasks.wait()).await.is_err() {
+            aborted.cancel();
+            tasks.wait().await;
         }
     }
 }
 
-fn default_lanes() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    if cores <= CORES_OF_ONE_LANE { 1 } else { 2 }
-}
-
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.aborted.cancel();
+        self.context.aborted.cancel();
     }
 }
 
 impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redis")
-            .field("lanes", &self.inner.lanes)
+            .field("kind", &self.kind())
             .finish_non_exhaustive()
     }
 }

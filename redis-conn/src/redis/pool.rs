@@ -1,22 +1,28 @@
 //! Connections for exclusive use: transactions with `WATCH`, blocking commands, a write with its `WAIT`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use ::redis::Value;
 use bb8_redis::bb8::{self, ManageConnection, PooledConnection, RunError};
 use tokio::{
-    runtime::Handle,
     sync::watch,
     time::{Instant, timeout_at},
 };
-
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Call, Class, Reply, classify,
-    dial::{Connection, Dialer},
+    Call, Class, Context, Reply,
+    dial::Purpose,
+    fault::{Failure, Verdict},
+    target::{Found, Target},
 };
-use crate::{Error, ErrorKind, deadline, engine::closed};
+use crate::{Error, ErrorKind, PoolDetails, deadline, engine::closed};
 
 /// A connection that answered so lately is taken to be alive; asking it would double the round trips of a check-out.
 const FRESH: Duration = Duration::from_secs(15);
@@ -27,9 +33,8 @@ const PROBE: Duration = Duration::from_millis(500);
 /// Makes and judges the connections of the pool.
 #[derive(Clone, Debug)]
 pub(super) struct Manager {
-    dialer: Arc<Dialer>,
-    /// Connections outlive the caller who needed them first, so they are not of the caller's runtime.
-    runtime: Handle,
+    target: Target,
+    context: Arc<Context>,
     failed: watch::Sender<Option<Error>>,
 }
 
@@ -39,42 +44,56 @@ pub(super) struct Pool {
     connections: bb8::Pool<Manager>,
     size: u32,
     failures: watch::Receiver<Option<Error>>,
+    waiting: Arc<AtomicUsize>,
 }
 
 /// A pooled connection.
 #[derive(Debug)]
 pub(super) struct Exclusive {
-    connection: Connection,
+    found: Found,
     last_reply: Instant,
     /// Handed out and not given back in order: it may hold a `WATCH`, a transaction, or a reply that nobody took.
     used: bool,
+    /// The server has refused a write, or the connection has no rights any more.
+    poisoned: bool,
 }
 
 impl Exclusive {
     fn is_alive(&self) -> bool {
-        !self.connection.driver.is_finished()
+        !self.poisoned && !self.found.connection.driver.is_finished()
     }
 }
 
 impl Pool {
-    pub(super) fn new(dialer: Arc<Dialer>, runtime: Handle) -> Self {
+    pub(super) fn new(target: Target, context: Arc<Context>) -> Self {
         let failed = watch::Sender::new(None);
         let failures = failed.subscribe();
-        let size = dialer.config().pool_size();
+        let size = context.dialer.config().pool_size();
         let connections = bb8::Pool::builder()
             .max_size(size)
             .retry_connection(false)
             .connection_timeout(UNLIMITED)
             .queue_strategy(bb8::QueueStrategy::Lifo)
             .build_unchecked(Manager {
-                dialer,
-                runtime,
+                target,
+                context,
                 failed,
             });
         Self {
             connections,
             size,
             failures,
+            waiting: Arc::default(),
+        }
+    }
+
+    /// How many connections there are, and who wants one.
+    pub(super) fn details(&self) -> PoolDetails {
+        let state = self.connections.state();
+        PoolDetails {
+            size: state.connections as usize,
+            idle: state.idle_connections as usize,
+            waiting: self.waiting.load(Ordering::Relaxed),
         }
     }
 
@@ -104,30 +123,49 @@ impl Pool {
     }
 }
 
+/// A caller who waits for a connection.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(pool: &'a Pool) -> Self {
+        pool.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(&pool.waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl ManageConnection for Manager {
     type Connection = Exclusive;
     type Error = Error;
 
     async fn connect(&self) -> Result<Exclusive, Error> {
-        let dialer = Arc::clone(&self.dialer);
-        let dialling = self.runtime.spawn(async move { dialer.dial(None).await });
-        let dialled = dialling.await.unwrap_or_else(|_| Err(closed()));
-        if let Err(error) = &dialled {
-            self.failed.send_replace(Some(error.clone()));
+        let (target, context) = (self.target.clone(), Arc::clone(&self.context));
+        // Connections outlive the caller who needed them first, so they are not of the caller's runtime.
+        let dialling = self.context.runtime.spawn(async move {
+            let dialler = &context.dialer;
+            target.dial(dialler, Purpose::Pool, None).await
+        });
+        let dialled = dialling.await.unwrap_or_else(|_| Err(Failure::closed()));
+        if let Err(failure) = &dialled {
+            self.failed.send_replace(Some(failure.error.clone()));
         }
         Ok(Exclusive {
-            connection: dialled?,
+            found: dialled.map_err(|failure| failure.error)?,
             last_reply: Instant::now(),
             used: false,
+            poisoned: false,
         })
     }
 
     async fn is_valid(&self, connection: &mut Exclusive) -> Result<(), Error> {
-        if !connection.is_alive() {
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                "the connection has ended",
-            ));
+        if !connection.is_alive() || !self.target.is_at(&connection.found.endpoint) {
+            let text = "the connection has ended or leads to the wrong server";
+            return Err(Error::new(ErrorKind::Unavailable, text));
         }
         if connection.last_reply.elapsed() < FRESH {
             return Ok(());
@@ -153,32 +191,24 @@ async fn exchange(
         return Err(Error::new(ErrorKind::Unavailable, text));
     }
     let sent = connection
+        .found
         .connection
         .commands
         .send_packed_command(&call.command);
     match timeout_at(deadline, sent).await {
         Ok(Ok(reply)) => {
             connection.last_reply = Instant::now();
-            match reply {
-                Value::ServerError(answer) => Err(classify::refusal(&answer).error),
-                reply => Ok(Reply(reply)),
-            }
+            let Value::ServerError(answer) = reply else {
+                return Ok(Reply(reply));
+            };
+            let failure = Failure::of_answer(&answer);
+            let verdict = failure.fault.row().connection;
+            connection.poisoned |= matches!(verdict, Verdict::Misplaced | Verdict::Replace);
+            Err(failure.error)
         }
-        Ok(Err(error)) if call.class == Class::Idempotent => Err(classify::lost(error)),
-        Err(_) if call.class == Class::Idempotent => Err(Error::new(
-            ErrorKind::Timeout,
-            "no reply before the deadline",
-        )),
-        Ok(Err(error)) => Err(ambiguous().with_source(error)),
-        Err(_) => Err(ambiguous()),
+        Ok(Err(error)) => Err(Failure::lost(call.class, error).error),
+        Err(_) => Err(Failure::late(call.class).error),
     }
-}
-
-fn ambiguous() -> Error {
-    Error::new(
-        ErrorKind::Ambiguous,
-        "no reply on an exclusive connection; the command may have been executed",
-    )
 }
 
 /// A connection that nobody else uses until it is released.
@@ -198,6 +228,7 @@ impl Dedicated {
         deadline: Instant,
         closed: CancellationToken,
     ) -> Result<Self, Error> {
+        let _waiting = Waiting::begin(pool);
         let taken = async {
             tokio::select! {
                 // First, so that it is listening before the pool begins to connect.

@@ -61,7 +61,7 @@ impl Redis {
         ScriptCall {
             redis: self,
             text,
-            call: keys.iter().fold(call, Call::arg),
+            call: keys.iter().fold(call, Call::key),
         }
     }
 }
@@ -107,17 +107,3 @@ fn is_unknown(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Server(prefix) if &**prefix == "NOSCRIPT")
 }
 
-impl Call {
-    /// The same call of a script by its text instead of its digest.
-    fn with_text(&self, text: &str) -> Self {
-        let rest = self
-            .command
-            .args_iter()
-            .skip(2)
-            .filter_map(|argument| match argument {
-                ::redis::Arg::Simple(bytes) => Some(bytes),
-                _ => None,
-            });
-        rest.fold(Self::new("EVAL", self.class).arg(text), Self::arg)
-    }
-}

@@ -1,17 +1,22 @@
-//! Keeps one lane connected for as long as the backend lives.
+//! Keeps one lane connected for as long as its node lives.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    Context,
     backoff::Backoff,
-    board::Board,
-    dial::{Connection, Dialer},
-    lane::{Lane, Link, Phase},
+    board::LightId,
+    dial::{Connection, Purpose},
+    fault::{Failure, Fault},
+    greeting::Role,
+    lane::{Lane, Phase},
+    link::Link,
+    target::{Found, Target},
 };
-use crate::{Error, ErrorKind, trace::event};
+use crate::{random::jitter, trace::event};
 
 /// A connection that lived so long was a good one: the next attempt needs no pause.
 const STABLE: Duration = Duration::from_secs(1);
@@ -19,17 +24,34 @@ const STABLE: Duration = Duration::from_secs(1);
 /// A pause that callers wait out.
 const SHORT: Duration = Duration::from_millis(50);
 
+/// How long what is in flight may go on over a connection that leads to the wrong server.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How often another server is looked for while the one that was found refuses writes.
+const REDISCOVER: Duration = Duration::from_millis(250);
+
+/// No reply for so long, while some are due, is a reason to ask others about the server.
+const SILENCE: Duration = Duration::from_millis(500);
+
 /// Everything that the supervisor of one lane needs.
 #[derive(Debug)]
 pub(super) struct Supervisor {
     pub(super) lane: Arc<Lane>,
-    pub(super) index: usize,
-    pub(super) dialer: Arc<Dialer>,
-    pub(super) board: Arc<Board>,
-    /// No new commands come; those in flight are finished.
-    pub(super) closed: CancellationToken,
-    /// Nothing is waited for any more.
-    pub(super) aborted: CancellationToken,
+    pub(super) target: Target,
+    pub(super) purpose: Purpose,
+    pub(super) context: Arc<Context>,
+    pub(super) light: LightId,
+    /// The node is not part of the topology any more.
+    pub(super) retired: CancellationToken,
+}
+
+/// How a connection ended.
+enum End {
+    Lost(Duration),
+    /// Another one takes its place.
+    Replaced(Box<Found>),
+    /// Another server takes its place.
+    Left,
 }
 
 impl Supervisor {
@@ -42,21 +64,60 @@ impl Supervisor {
         }
     }
 
+    /// After the close what is in flight may end; after the retirement it has a bounded time to.
     async fn ended(&self) {
-        self.closed.cancelled().await;
+        let context = &self.context;
         tokio::select! {
-            () = self.aborted.cancelled() => {}
-            () = self.lane.idle() => {}
+            () = context.closed.cancelled() => {
+                tokio::select! {
+                    () = context.aborted.cancelled() => {}
+                    () = self.lane.idle() => {}
+                }
+            }
+            () = self.retired.cancelled() => {
+                let _ = tokio::time::timeout(LINGER, self.lane.idle()).await;
+            }
         }
     }
 
     async fn keep_connected(&self) {
+        // The nodes of a cluster are found by the first caller: then there is nothing more to wait for.
+        let waits = !matches!(self.target, Target::Member(..));
+        if waits && self.context.dialer.config().lazy_connect() {
+            self.lane.wanted().await;
+        }
         let mut backoff = Backoff::new();
+        let mut loading = None;
+        let mut successor = None;
+        let mut served = false;
         loop {
-            match self.dialer.dial(None).await {
-                Ok(connection) => {
-                    let lived = self.serve(connection).await;
-                    event!(warn, "lane {} lost its connection", self.index);
+            let dialled = match successor.take() {
+                Some(found) => Ok(found),
+                None => self.dial().await,
+            };
+            let found = match dialled {
+                Ok(found) => found,
+                Err(failure) => {
+                    event!(warn, "not connected: {}", failure.error);
+                    self.context.telemetry.failed(&failure);
+                    let pause = backoff.after(failure.fault);
+                    if self.gives_up(&failure, &mut loading) {
+                        self.enter(Phase::Down(failure));
+                    }
+                    sleep(pause).await;
+                    continue;
+                }
+            };
+            loading = None;
+            if std::mem::replace(&mut served, true) {
+                self.context.telemetry.reconnected();
+            }
+            match self.serve(found).await {
+                End::Replaced(found) => successor = Some(*found),
+                End::Left => self.target.doubt(),
+                End::Lost(lived) => {
+                    event!(warn, "a connection was lost");
+                    self.target.doubt();
                     if lived >= STABLE {
                         backoff.reset();
                         continue;
@@ -64,36 +125,112 @@ impl Supervisor {
                     let pause = backoff.pause();
                     if pause > SHORT {
                         let text = "the last connection ended soon after it was made";
-                        self.enter(Phase::Down(Error::new(ErrorKind::Unavailable, text)));
+                        self.enter(Phase::Down(Failure::away(text)));
                     }
-                    tokio::time::sleep(pause).await;
-                }
-                Err(error) => {
-                    event!(warn, "lane {} is not connected: {error}", self.index);
-                    let pause = backoff.after(&error);
-                    self.enter(Phase::Down(error));
-                    tokio::time::sleep(pause).await;
+                    sleep(pause).await;
                 }
             }
         }
     }
 
-    /// Serves until the connection ends or is condemned; returns how long it lived.
-    async fn serve(&self, mut connection: Connection) -> Duration {
-        let since = Instant::now();
-        let link = Arc::new(Link::new(&connection));
-        event!(info, "lane {} is connected", self.index);
-        self.enter(Phase::Up(Arc::clone(&link)));
-        tokio::select! {
-            _ = &mut connection.driver => link.condemn(),
-            () = link.condemned() => {}
+    async fn dial(&self) -> Result<Found, Failure> {
+        let dialer = &self.context.dialer;
+        self.target.dial(dialer, self.purpose, None).await
+    }
+
+    /// Whether callers need not wait for the next attempt. They do wait while a server loads its data, up to a limit.
+    fn gives_up(&self, failure: &Failure, loading: &mut Option<Instant>) -> bool {
+        if failure.fault != Fault::Loading {
+            *loading = None;
+            self.target.doubt();
+            return true;
         }
-        self.enter(Phase::Dialing);
-        since.elapsed()
+        let config = self.context.dialer.config();
+        let since = *loading.get_or_insert_with(Instant::now);
+        self.context.board.fail(self.light, failure);
+        since.elapsed() >= config.max_loading_timeout()
+    }
+
+    /// Serves until the connection ends, is condemned, or leads to the wrong server.
+    async fn serve(&self, found: Found) -> End {
+        let Found {
+            mut connection,
+            endpoint,
+        } = found;
+        let link = Arc::new(Link::new(&connection));
+        event!(info, "connected");
+        self.enter(Phase::Up(Arc::clone(&link)));
+        let end = tokio::select! {
+            _ = &mut connection.driver => {
+                link.condemn();
+                End::Lost(link.age())
+            }
+            () = link.condemned() => End::Lost(link.age()),
+            () = self.target.left(&endpoint) => End::Left,
+            successor = self.successor(&link) => End::Replaced(Box::new(successor)),
+            () = self.watch_silence(&link) => End::Lost(link.age()),
+        };
+        match end {
+            End::Lost(_) => self.enter(Phase::Dialing),
+            End::Left => {
+                self.enter(Phase::Dialing);
+                self.linger(connection);
+            }
+            End::Replaced(_) => self.linger(connection),
+        }
+        end
+    }
+
+    /// A connection to a server that takes writes, once this one has refused a write. The one in use goes on meanwhile: those who
+    /// read are not disturbed by those who write.
+    async fn successor(&self, link: &Link) -> Found {
+        loop {
+            link.misplaced().await;
+            self.target.doubt();
+            if !self.target.may_lead_elsewhere() {
+                continue;
+            }
+            match self.dial().await {
+                Ok(found) if found.connection.greeting.role == Role::Primary => return found,
+                Ok(_) => event!(warn, "the server refuses writes, and no other has its place yet"),
+                Err(failure) => event!(warn, "no other server in its place: {}", failure.error),
+            }
+            sleep(REDISCOVER / 2 + jitter(REDISCOVER / 2)).await;
+        }
+    }
+
+    /// Tells of a server that owes replies and says nothing. Never ends.
+    async fn watch_silence(&self, link: &Link) {
+        let mut ticks = interval_at(Instant::now() + SILENCE, SILENCE);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut waited = false;
+        loop {
+            ticks.tick().await;
+            let heard = link.take_heard();
+            let waits = self.lane.in_flight() > 0;
+            if waits && waited && !heard {
+                self.target.doubt();
+            }
+            waited = waits;
+        }
+    }
+
+    /// Lets what is in flight end over a connection that nobody uses any more.
+    fn linger(&self, mut connection: Connection) {
+        let closed = self.context.closed.clone();
+        let lingering = async move {
+            tokio::select! {
+                _ = &mut connection.driver => {}
+                () = closed.cancelled() => {}
+                () = sleep(LINGER) => {}
+            }
+        };
+        let context = &self.context;
+        context.tasks.spawn_on(lingering, &context.runtime);
     }
 
     fn enter(&self, phase: Phase) {
-        self.board.show(self.index, &phase);
+        self.context.board.show(self.light, &phase);
         self.lane.enter(phase);
     }
 }
@@ -103,6 +240,10 @@ struct Closing(Supervisor);
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.0.enter(Phase::Closed);
+        let supervisor = &self.0;
+        supervisor.enter(Phase::Closed);
+        if supervisor.retired.is_cancelled() {
+            supervisor.context.board.remove(supervisor.light);
+        }
     }
 }

@@ -96,16 +96,20 @@ impl<'a> Delivery<'a> {
             self.link.lose(chunk.len());
             return true;
         }
-        let ((kept, dropped), ended) = self
+        let (passed, ended) = self
             .link
-            .with_replies(|replies| (replies.received(chunk), replies.ended()));
+            .with_replies(|replies| (replies.received(chunk, fault), replies.ended()));
+        let kept = passed.kept;
         if !kept.is_empty() {
             let due = self.due_time(fault);
             self.held_back += kept.len();
             self.queue.push_back((due, kept));
         }
-        if dropped > 0 {
-            self.link.live.add(|stats| stats.dropped_replies += dropped);
+        if passed.replies + passed.pushes > 0 {
+            self.link.live.add(|stats| {
+                stats.dropped_replies += passed.replies;
+                stats.dropped_pushes += passed.pushes;
+            });
         }
         self.stalled = ended == Some(AfterDrop::Stall);
         ended != Some(AfterDrop::Close)

@@ -37,9 +37,17 @@ pub enum Fault {
         /// What becomes of the connection.
         after: AfterDrop,
     },
+    /// Swallows each message of a subscription that contains these bytes. Replies pass, and so does
+    /// the news that a subscription was made.
+    DropPushes(Vec<u8>),
 }
 
 impl Fault {
+    /// Swallows the messages that contain `text`: a channel's name, or what is said there.
+    pub fn drop_pushes(text: impl Into<Vec<u8>>) -> Self {
+        Self::DropPushes(text.into())
+    }
+
     /// Drops the replies to `command`, with [`AfterDrop::Continue`].
     pub fn drop_reply(command: impl Into<String>) -> Self {
         let matching = Matching::Command(command.into());

@@ -1,12 +1,13 @@
 //! A TCP proxy between a client and a server that behaves as badly as a network can.
 //!
-//! The proxy carries any bytes; only [`Fault::DropReply`] reads them as RESP.
+//! The proxy carries any bytes; only [`Fault::DropReply`] and [`Fault::DropPushes`] read
+//! them as RESP.
 
 mod connection;
 mod download;
 mod fault;
 mod replies;
-mod resp;
+pub(crate) mod resp;
 mod stats;
 
 use std::{
@@ -33,6 +34,7 @@ use crate::bound::within;
 #[derive(Debug)]
 pub struct FaultProxy {
     addr: SocketAddr,
+    upstream: watch::Sender<SocketAddr>,
     control: watch::Sender<Control>,
     meter: Arc<Meter>,
     acceptor: JoinHandle<()>,
@@ -48,9 +50,11 @@ impl FaultProxy {
             .expect("a bound socket has an address");
         let (control, receiver) = watch::channel(Control::default());
         let meter = Arc::new(Meter::default());
-        let acceptor = tokio::spawn(accept(listener, upstream, receiver, Arc::clone(&meter)));
+        let (upstream, leads_to) = watch::channel(upstream);
+        let acceptor = tokio::spawn(accept(listener, leads_to, receiver, Arc::clone(&meter)));
         Self {
             addr,
+            upstream,
             control,
             meter,
             acceptor,
@@ -74,6 +78,11 @@ impl FaultProxy {
     /// [`reset_live`](Self::reset_live).
     pub fn set(&self, fault: Fault) {
         self.control.send_modify(|control| control.set(fault));
+    }
+
+    /// Leads new connections to another server; live ones stay where they are. It is what a name does that is given to another host.
+    pub fn lead_to(&self, upstream: SocketAddr) {
+        self.upstream.send_replace(upstream);
     }
 
     /// Resets every live connection and leaves the fault as it is.
@@ -120,7 +129,7 @@ impl Drop for FaultProxy {
 
 async fn accept(
     listener: TcpListener,
-    upstream: SocketAddr,
+    upstream: watch::Receiver<SocketAddr>,
     control: watch::Receiver<Control>,
     meter: Arc<Meter>,
 ) {
@@ -129,6 +138,7 @@ async fn accept(
         tokio::select! {
             accepted = listener.accept() => if let Ok((client, _)) = accepted {
                 meter.add(|stats| stats.accepted += 1);
+                let upstream = *upstream.borrow();
                 admit(client, upstream, &control, &meter, &mut connections);
             },
             Some(_) = connections.join_next() => {}

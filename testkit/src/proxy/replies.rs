@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::{
     fault::{AfterDrop, Fault, Matching},
-    resp::Framer,
+    resp::{Framer, bulks},
 };
 
 /// Follows the requests of a connection and filters the replies to some of them.
@@ -18,11 +18,30 @@ pub(super) struct Replies {
     request: Vec<u8>,
     replies: Framer,
     pending: VecDeque<Option<AfterDrop>>,
-    /// What is decided for the reply that is passing by.
-    current: Option<AfterDrop>,
+    /// What is decided for the frame that is passing by.
+    current: Fate,
     resp3: bool,
     lost_count: bool,
     ended: Option<AfterDrop>,
+}
+
+/// What becomes of a frame from the server.
+#[derive(Debug, Default)]
+enum Fate {
+    #[default]
+    Pass,
+    /// It is a reply and dropped.
+    Drop(AfterDrop),
+    /// It is held back until its end shows whether it is a message with `text`.
+    Judge { frame: Vec<u8>, text: Vec<u8> },
+}
+
+/// What is left of a chunk, and how many frames were dropped that end in it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Passed {
+    pub(super) kept: Vec<u8>,
+    pub(super) replies: usize,
+    pub(super) pushes: usize,
 }
 
 impl Replies {
@@ -39,27 +58,25 @@ impl Replies {
         }
     }
 
-    /// Removes the replies to be dropped from `chunk`; returns what is left and how many ended.
-    pub(super) fn received(&mut self, mut chunk: &[u8]) -> (Vec<u8>, usize) {
-        let mut kept = Vec::with_capacity(chunk.len());
-        let mut dropped = 0;
+    /// Removes what is to be dropped from `chunk`.
+    pub(super) fn received(&mut self, mut chunk: &[u8], fault: &Fault) -> Passed {
+        let mut passed = Passed::default();
         while !chunk.is_empty() && self.ended.is_none() {
             if self.replies.at_boundary() {
-                self.current = self.decide(chunk[0]);
+                self.current = self.decide(chunk[0], fault);
             }
             let taken = self.replies.take(chunk);
-            if self.current.is_none() {
-                kept.extend_from_slice(&chunk[..taken]);
+            match &mut self.current {
+                Fate::Pass => passed.kept.extend_from_slice(&chunk[..taken]),
+                Fate::Drop(_) => {}
+                Fate::Judge { frame, .. } => frame.extend_from_slice(&chunk[..taken]),
             }
             chunk = &chunk[taken..];
-            if self.replies.at_boundary()
-                && let Some(after) = self.current.take()
-            {
-                dropped += 1;
-                self.ended = (after != AfterDrop::Continue).then_some(after);
+            if self.replies.at_boundary() {
+                self.end_frame(&mut passed);
             }
         }
-        (kept, dropped)
+        passed
     }
 
     /// How the connection goes on, if not as before.
@@ -67,11 +84,35 @@ impl Replies {
         self.ended
     }
 
-    fn decide(&mut self, first: u8) -> Option<AfterDrop> {
-        if first == b'>' || self.lost_count {
-            return None;
+    fn end_frame(&mut self, passed: &mut Passed) {
+        match std::mem::take(&mut self.current) {
+            Fate::Pass => {}
+            Fate::Drop(after) => {
+                passed.replies += 1;
+                self.ended = (after != AfterDrop::Continue).then_some(after);
+            }
+            Fate::Judge { frame, text } if is_message(&frame) && contains(&frame, &text) => {
+                passed.pushes += 1;
+            }
+            Fate::Judge { frame, .. } => passed.kept.extend_from_slice(&frame),
         }
-        self.pending.pop_front().flatten()
+    }
+
+    fn decide(&mut self, first: u8, fault: &Fault) -> Fate {
+        let push = first == b'>' || (self.lost_count && first == b'*');
+        if let Fault::DropPushes(text) = fault
+            && push
+        {
+            return Fate::Judge {
+                frame: Vec::new(),
+                text: text.clone(),
+            };
+        }
+        if push || self.lost_count {
+            return Fate::Pass;
+        }
+        let dropped = self.pending.pop_front().flatten();
+        dropped.map_or(Fate::Pass, Fate::Drop)
     }
 
     fn sent(&mut self, fault: &Fault) {
@@ -103,13 +144,20 @@ impl Replies {
 fn matches(matching: &Matching, command: &[u8], request: &[u8]) -> bool {
     match matching {
         Matching::Command(name) => command.eq_ignore_ascii_case(name.as_bytes()),
-        Matching::Bytes(pattern) => {
-            pattern.is_empty()
-                || request
-                    .windows(pattern.len())
-                    .any(|window| window == pattern)
-        }
+        Matching::Bytes(pattern) => contains(request, pattern),
     }
+}
+
+fn contains(frame: &[u8], pattern: &[u8]) -> bool {
+    let mut windows = frame.windows(pattern.len().max(1));
+    pattern.is_empty() || windows.any(|window| window == pattern)
+}
+
+/// Whether a push, or an array for a RESP2 subscriber, is no answer to the client's own doing.
+fn is_message(frame: &[u8]) -> bool {
+    let kind = bulks(frame, 1);
+    let answers: [&[u8]; 3] = [b"subscribe", b"psubscribe", b"ssubscribe"];
+    kind.first().is_some_and(|kind| !answers.contains(kind))
 }
 
 /// The first two words of a request: of an array of bulk strings, or of an inline command.
@@ -121,27 +169,7 @@ fn words(request: &[u8]) -> Vec<&[u8]> {
             .filter(|w| !w.is_empty())
             .collect();
     }
-    let mut rest = after_line(request);
-    let mut words = Vec::new();
-    while words.len() < 2 && rest.first() == Some(&b'$') {
-        let digits = rest[1..].iter().take_while(|byte| byte.is_ascii_digit());
-        let len = digits.fold(0_usize, |len, digit| len * 10 + usize::from(digit - b'0'));
-        let body = after_line(rest);
-        let Some((word, more)) = body.split_at_checked(len) else {
-            break;
-        };
-        words.push(word);
-        rest = after_line(more);
-    }
-    words
-}
-
-fn after_line(text: &[u8]) -> &[u8] {
-    let end = text
-        .iter()
-        .position(|byte| *byte == b'\n')
-        .map_or(text.len(), |end| end + 1);
-    &text[end..]
+    bulks(request, 2)
 }
 
 #[cfg(test)]
@@ -156,6 +184,14 @@ mod tests {
         text.into_bytes()
     }
 
+    fn passed(kept: &[u8], replies: usize, pushes: usize) -> Passed {
+        Passed {
+            kept: kept.to_vec(),
+            replies,
+            pushes,
+        }
+    }
+
     #[test]
     fn drops_the_reply_of_the_matching_request_in_a_pipeline() {
         let mut replies = Replies::default();
@@ -168,10 +204,10 @@ mod tests {
         for byte in pipeline {
             replies.sending(&[byte], &Fault::drop_reply("SET"));
         }
-        let (kept, dropped) = replies.received(b"$1\r\n1\r\n+O");
-        assert_eq!((kept.as_slice(), dropped), (b"$1\r\n1\r\n".as_slice(), 0));
-        let (kept, dropped) = replies.received(b"K\r\n$1\r\n2\r\n");
-        assert_eq!((kept.as_slice(), dropped), (b"$1\r\n2\r\n".as_slice(), 1));
+        let first = replies.received(b"$1\r\n1\r\n+O", &Fault::Pass);
+        assert_eq!(first, passed(b"$1\r\n1\r\n", 0, 0));
+        let second = replies.received(b"K\r\n$1\r\n2\r\n", &Fault::Pass);
+        assert_eq!(second, passed(b"$1\r\n2\r\n", 1, 0));
     }
 
     #[test]
@@ -187,9 +223,8 @@ mod tests {
         replies.sending(&request(&["GET", "secret:1"]), &fault);
         let push = b">3\r\n+subscribe\r\n+c\r\n:1\r\n";
         let received = [b"%0\r\n".as_slice(), push, b"+dropped\r\n", push].concat();
-        let (kept, dropped) = replies.received(&received);
-        assert_eq!(kept, [b"%0\r\n".as_slice(), push, push].concat());
-        assert_eq!(dropped, 1);
+        let expected = [b"%0\r\n".as_slice(), push, push].concat();
+        assert_eq!(replies.received(&received, &fault), passed(&expected, 1, 0));
     }
 
     #[test]
@@ -198,7 +233,8 @@ mod tests {
         replies.sending(&request(&["SUBSCRIBE", "a", "b"]), &Fault::Pass);
         replies.sending(&request(&["PING"]), &Fault::drop_reply("PING"));
         let received = b"*0\r\n*0\r\n+PONG\r\n";
-        assert_eq!(replies.received(received), (received.to_vec(), 0));
+        let all = replies.received(received, &Fault::drop_reply("PING"));
+        assert_eq!(all, passed(received, 0, 0));
     }
 
     #[test]
@@ -208,8 +244,39 @@ mod tests {
         replies.sending(&request(&["PING"]), &fault);
         replies.sending(&request(&["INCR", "n"]), &fault);
         replies.sending(&request(&["PING"]), &fault);
-        let (kept, dropped) = replies.received(b"+PONG\r\n:1\r\n+PONG\r\n");
-        assert_eq!((kept.as_slice(), dropped), (b"+PONG\r\n".as_slice(), 1));
+        let received = replies.received(b"+PONG\r\n:1\r\n+PONG\r\n", &fault);
+        assert_eq!(received, passed(b"+PONG\r\n", 1, 0));
         assert_eq!(replies.ended(), Some(AfterDrop::Close));
+    }
+
+    #[test]
+    fn drops_the_messages_with_a_text_however_they_are_cut() {
+        let fault = Fault::drop_pushes("+gone");
+        for (first, subscribed) in [(b'>', "3"), (b'*', "2")] {
+            let mut replies = Replies::default();
+            replies.sending(&request(&["HELLO", subscribed]), &fault);
+            replies.sending(&request(&["SUBSCRIBE", "+gone", "c"]), &fault);
+            let frame = |kind: &str, channel: &str| {
+                let mut frame = request(&[kind, channel, "text"]);
+                frame[0] = first;
+                frame
+            };
+            let stream = [
+                b"+OK\r\n".to_vec(),
+                frame("subscribe", "+gone"),
+                frame("message", "+gone"),
+                frame("message", "c"),
+            ];
+            let mut kept = Vec::new();
+            let mut pushes = 0;
+            for byte in stream.concat() {
+                let passed = replies.received(&[byte], &fault);
+                kept.extend(passed.kept);
+                pushes += passed.pushes;
+            }
+            let [hello, subscribed, _, other] = stream;
+            assert_eq!(kept, [hello, subscribed, other].concat());
+            assert_eq!(pushes, 1);
+        }
     }
 }

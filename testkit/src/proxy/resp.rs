@@ -2,7 +2,7 @@
 
 /// Follows a stream of frames, however the stream is cut into pieces.
 #[derive(Debug, Default)]
-pub(super) struct Framer {
+pub(crate) struct Framer {
     /// Values of the present frame that have not begun yet, the elements of aggregates included.
     /// One counter serves for any nesting: where a value belongs does not matter here.
     values: u64,
@@ -15,12 +15,12 @@ pub(super) struct Framer {
 
 impl Framer {
     /// Whether the last byte taken ended a frame.
-    pub(super) fn at_boundary(&self) -> bool {
+    pub(crate) fn at_boundary(&self) -> bool {
         !self.inside
     }
 
     /// Takes bytes of `input` up to the end of the present frame; returns how many.
-    pub(super) fn take(&mut self, input: &[u8]) -> usize {
+    pub(crate) fn take(&mut self, input: &[u8]) -> usize {
         let mut taken = 0;
         if !self.inside {
             self.inside = true;
@@ -76,6 +76,31 @@ impl Framer {
             _ => {}
         }
     }
+}
+
+/// The first `count` bulk strings of an array or a push that is all bulk strings up to there.
+pub(crate) fn bulks(frame: &[u8], count: usize) -> Vec<&[u8]> {
+    let mut rest = after_line(frame);
+    let mut bulks = Vec::new();
+    while bulks.len() < count && rest.first() == Some(&b'$') {
+        let digits = rest[1..].iter().take_while(|byte| byte.is_ascii_digit());
+        let len = digits.fold(0_usize, |len, digit| len * 10 + usize::from(digit - b'0'));
+        let body = after_line(rest);
+        let Some((bulk, more)) = body.split_at_checked(len) else {
+            break;
+        };
+        bulks.push(bulk);
+        rest = after_line(more);
+    }
+    bulks
+}
+
+fn after_line(text: &[u8]) -> &[u8] {
+    let end = text
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .map_or(text.len(), |end| end + 1);
+    &text[end..]
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ pub struct ProxyStats {
     pub slices: usize,
     /// Replies dropped.
     pub dropped_replies: usize,
+    /// Messages of subscriptions dropped.
+    pub dropped_pushes: usize,
 }
 
 /// Where the connections count.

@@ -2,10 +2,16 @@
 
 use std::{collections::BTreeMap, str::FromStr};
 
-use redis::{AsyncConnectionConfig, Client, RedisResult, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, FromRedisValue, RedisResult, aio::MultiplexedConnection,
+};
 
 use super::{RedisServer, lock};
-use crate::{bound::HANG, clock::TIME_KEY};
+use crate::bound::HANG;
+
+/// The user that a server with users knows the fixture by.
+pub(crate) const ADMIN: &str = "testkit";
+pub(crate) const ADMIN_PASSWORD: &str = "testkit";
 
 /// One line of `INFO commandstats`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -60,9 +66,12 @@ impl RedisServer {
     pub async fn set_password(&self, password: &str) {
         self.run_config(&["SET", "requirepass", password]).await;
         *lock(&self.password) = Some(password.to_owned());
+        if self.keeps_conf {
+            self.run_config(&["REWRITE"]).await;
+        }
     }
 
-    /// All keys but the test clock's, sorted.
+    /// All keys, sorted.
     pub async fn keys(&self) -> Vec<String> {
         let mut connection = self.connection().await;
         let keys = redis::cmd("KEYS")
@@ -70,12 +79,11 @@ impl RedisServer {
             .query_async(&mut connection)
             .await;
         let mut keys: Vec<String> = keys.expect("a server that runs answers KEYS");
-        keys.retain(|key| key != TIME_KEY);
         keys.sort();
         keys
     }
 
-    pub(super) async fn try_info(&self, section: &str) -> RedisResult<BTreeMap<String, String>> {
+    pub(crate) async fn try_info(&self, section: &str) -> RedisResult<BTreeMap<String, String>> {
         let mut connection = self.try_connection().await?;
         let text: String = redis::cmd("INFO")
             .arg(section)
@@ -88,27 +96,44 @@ impl RedisServer {
         Ok(text.lines().filter_map(field).collect())
     }
 
-    async fn try_connection(&self) -> RedisResult<MultiplexedConnection> {
+    pub(crate) async fn try_connection(&self) -> RedisResult<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(HANG))
             .set_response_timeout(Some(HANG));
-        let client = Client::open(self.url())?;
+        let client = if self.has_users {
+            Client::open(format!("redis://{ADMIN}:{ADMIN_PASSWORD}@{}", self.addr()))?
+        } else {
+            Client::open(self.url())?
+        };
         client
             .get_multiplexed_async_connection_with_config(&config)
             .await
     }
 
-    async fn run_config(&self, args: &[&str]) {
-        let mut connection = self.connection().await;
-        let done = redis::cmd("CONFIG")
-            .arg(args)
-            .exec_async(&mut connection)
-            .await;
+    /// Runs one command on a connection of its own.
+    pub(crate) async fn command<T: FromRedisValue>(&self, words: &[&str]) -> RedisResult<T> {
+        let mut connection = self.try_connection().await?;
+        redis::cmd(words[0])
+            .arg(&words[1..])
+            .query_async(&mut connection)
+            .await
+    }
+
+    pub(crate) async fn run_config(&self, args: &[&str]) {
+        let words = [&["CONFIG"], args].concat();
+        let done: RedisResult<()> = self.command(&words).await;
         done.expect("a server that runs takes CONFIG");
     }
 }
 
 impl CommandStat {
+    /// Counts what `other` counts as well.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.usec += other.usec;
+        self.usec_per_call = self.usec as f64 / self.calls.max(1) as f64;
+    }
+
     /// Reads `calls=1,usec=2,usec_per_call=2.00,...`.
     fn parse(text: &str) -> Self {
         Self {

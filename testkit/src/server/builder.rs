@@ -1,12 +1,15 @@
 //! Describing a server before it starts.
 
 use std::{
-    net::{Ipv4Addr, TcpListener},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, atomic::AtomicBool},
 };
 
-use super::{Launch, RedisServer};
+use tokio::task::JoinSet;
+
+use super::{ADMIN, ADMIN_PASSWORD, Launch, Mode, RedisServer, ports, tls::Tls};
+use crate::{FaultProxy, certs::Certificate};
 
 /// How many free ports may be lost to somebody quicker before giving up.
 const PORT_ATTEMPTS: usize = 10;
@@ -15,10 +18,15 @@ const PORT_ATTEMPTS: usize = 10;
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct RedisServerBuilder {
+    mode: Mode,
+    keeps_conf: bool,
+    users: Option<String>,
     password: Option<String>,
     lines: Vec<String>,
     append_only: bool,
     unix_socket: bool,
+    tls: Option<Certificate>,
+    tls_client_auth: bool,
     dir: Option<PathBuf>,
 }
 
@@ -35,6 +43,27 @@ impl RedisServerBuilder {
         self
     }
 
+    /// Takes the users from `text`, lines of a `users.acl`.
+    ///
+    /// [`RedisServer::connection`] and everything that the fixture does itself use a user of its own,
+    /// which is added to them, so that the text may turn the default user off.
+    pub fn users(mut self, text: impl Into<String>) -> Self {
+        self.users = Some(text.into());
+        self
+    }
+
+    /// Takes the users from the file `path` as it is now, see [`users`](Self::users).
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be read.
+    pub fn acl_file(self, path: impl AsRef<Path>) -> Self {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path)
+            .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
+        self.users(text)
+    }
+
     /// Keeps an append-only file, so that data survives [`RedisServer::restart`].
     pub fn append_only(mut self, yes: bool) -> Self {
         self.append_only = yes;
@@ -44,6 +73,18 @@ impl RedisServerBuilder {
     /// Listens on a unix socket as well, see [`RedisServer::unix_socket`].
     pub fn unix_socket(mut self, yes: bool) -> Self {
         self.unix_socket = yes;
+        self
+    }
+
+    /// Listens with TLS as well, on a port of its own, and shows `certificate` there.
+    pub fn tls(mut self, certificate: &Certificate) -> Self {
+        self.tls = Some(certificate.clone());
+        self
+    }
+
+    /// Wants a certificate of the same authority from each TLS client.
+    pub fn tls_client_auth(mut self, yes: bool) -> Self {
+        self.tls_client_auth = yes;
         self
     }
 
@@ -60,10 +101,26 @@ impl RedisServerBuilder {
     ///
     /// If there is no server binary, or if the server does not answer within ten seconds.
     pub async fn start(self) -> RedisServer {
+        self.start_behind(false).await.0
+    }
+
+    /// Starts the server, if `proxied` behind a proxy whose address it announces.
+    async fn start_behind(self, proxied: bool) -> (RedisServer, Option<FaultProxy>) {
         for _ in 0..PORT_ATTEMPTS {
-            let server = self.prepare(free_port());
+            let port = match self.mode {
+                Mode::Single if !self.keeps_conf => ports::free(),
+                _ => ports::free_with_bus(),
+            };
+            let proxy = if proxied {
+                Some(FaultProxy::start((Ipv4Addr::LOCALHOST, port).into()).await)
+            } else {
+                None
+            };
+            let announced = proxy.as_ref().map(|proxy| proxy.addr().port());
+            let server = self.prepare(port, announced);
+            server.write_conf();
             match server.launch().await {
-                Ok(()) => return server,
+                Ok(()) => return (server, proxy),
                 Err(Launch::PortTaken) => {}
                 Err(Launch::Failed(log)) => panic!("the server ended at once, its log:\n{log}"),
             }
@@ -71,7 +128,7 @@ impl RedisServerBuilder {
         panic!("lost {PORT_ATTEMPTS} free ports in a row to other processes");
     }
 
-    fn prepare(&self, port: u16) -> RedisServer {
+    fn prepare(&self, port: u16, announced: Option<u16>) -> RedisServer {
         let scratch = self.dir.is_none().then(|| {
             let dir = tempfile::Builder::new().prefix("testkit-redis-").tempdir();
             dir.expect("the temporary directory is writable")
@@ -80,26 +137,74 @@ impl RedisServerBuilder {
             (Some(dir), _) => dir.clone(),
             (None, scratch) => scratch.as_ref().expect("made above").path().to_owned(),
         };
-        let append_only = if self.append_only { "yes" } else { "no" };
-        let mut lines = vec!["save \"\"".to_owned(), format!("appendonly {append_only}")];
+        let has_users = self.users.is_some();
+        let mut lines = self.fixture_lines(&dir);
+        lines.extend(announced.map(|announced| self.mode.announcing(port, announced)));
+        let tls = self.tls.clone().map(|certificate| Tls {
+            port: ports::free(),
+            certificate,
+        });
+        lines.extend(tls.iter().map(|tls| tls.conf(self.tls_client_auth)));
         lines.extend(self.lines.iter().cloned());
         RedisServer {
+            mode: self.mode.clone(),
             port,
             unix_socket: self.unix_socket.then(|| dir.join("redis.sock")),
             dir,
             lines,
+            tls,
             password: Mutex::new(self.password.clone()),
+            has_users,
+            keeps_conf: self.keeps_conf,
+            frozen: AtomicBool::new(false),
             guard: Mutex::new(None),
             scratch,
         }
     }
+
+    /// What differs from production before the test has its say.
+    fn fixture_lines(&self, dir: &Path) -> Vec<String> {
+        let mut lines = Vec::new();
+        if !matches!(self.mode, Mode::Sentinel(_)) {
+            let append_only = if self.append_only { "yes" } else { "no" };
+            lines.push("save \"\"".to_owned());
+            lines.push(format!("appendonly {append_only}"));
+        }
+        if let Some(users) = &self.users {
+            let file = dir.join("users.acl");
+            let admin = format!("user {ADMIN} on >{ADMIN_PASSWORD} ~* &* +@all");
+            std::fs::write(&file, format!("{users}\n{admin}\n"))
+                .expect("the server's directory is writable");
+            lines.push(format!("aclfile \"{}\"", file.display()));
+        }
+        lines
+    }
+
+    /// Starts a server of another kind.
+    pub(crate) fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Lets a restart go on with the configuration file as the server has rewritten it.
+    pub(crate) fn keeps_conf(mut self) -> Self {
+        self.keeps_conf = true;
+        self
+    }
 }
 
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("the loopback has a port");
-    listener
-        .local_addr()
-        .expect("a bound socket has an address")
-        .port()
+/// Starts several servers at the same time, if `proxied` each behind a proxy whose address it
+/// announces.
+pub(crate) async fn start_all(
+    builders: Vec<RedisServerBuilder>,
+    proxied: bool,
+) -> (Vec<RedisServer>, Vec<FaultProxy>) {
+    let mut starting = JoinSet::new();
+    for (index, builder) in builders.into_iter().enumerate() {
+        starting.spawn(async move { (index, builder.start_behind(proxied).await) });
+    }
+    let mut started = starting.join_all().await;
+    started.sort_by_key(|(index, _)| *index);
+    let (servers, proxies): (Vec<_>, Vec<_>) = started.into_iter().map(|(_, one)| one).unzip();
+    (servers, proxies.into_iter().flatten().collect())
 }

@@ -3,40 +3,56 @@
 mod admin;
 mod binary;
 mod builder;
+mod conf;
+mod ports;
+mod tls;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 pub use self::{admin::CommandStat, builder::RedisServerBuilder};
+pub(crate) use self::{
+    admin::{ADMIN, ADMIN_PASSWORD},
+    builder::start_all,
+    conf::{Mode, quote, sentinel_line},
+    ports::BUS_OFFSET,
+};
 use crate::{
-    bound::within,
+    bound::{ASK_AGAIN, within},
     guard::{Guard, Output},
 };
 
-/// How long to wait before asking a starting server again.
-const ASK_AGAIN: Duration = Duration::from_millis(5);
-
 /// A `redis-server` (or `valkey-server`) on a free port of 127.0.0.1, in a directory of its own.
 ///
-/// It persists nothing unless asked to. Dropping this kills it; so does the end of the test process,
+/// It is configured as `deploy/redis.conf` says, but has no users and persists nothing unless asked
+/// to. Dropping this kills it; so does the end of the test process,
 /// however it ends.
 ///
 /// All methods take `&self`, so that a test can share one server between its tasks.
 #[derive(Debug)]
 pub struct RedisServer {
+    mode: Mode,
     port: u16,
     dir: PathBuf,
     lines: Vec<String>,
     unix_socket: Option<PathBuf>,
+    tls: Option<tls::Tls>,
     password: Mutex<Option<String>>,
+    /// Whether users come from a file that the fixture made, its own one among them.
+    has_users: bool,
+    /// Whether a restart goes on with the file as the server has rewritten it.
+    keeps_conf: bool,
+    frozen: AtomicBool,
     guard: Mutex<Option<Guard>>,
     // Last: removed once the server that writes into it is gone.
     scratch: Option<TempDir>,
@@ -71,10 +87,7 @@ impl RedisServer {
 
     /// The URL to connect to, with the present password in it.
     pub fn url(&self) -> String {
-        let auth = self
-            .password()
-            .map(|password| format!(":{}@", percent_encode(&password)));
-        format!("redis://{}{}", auth.unwrap_or_default(), self.addr())
+        format!("redis://{}{}", self.credentials(), self.addr())
     }
 
     /// The path of the unix socket, if [`RedisServerBuilder::unix_socket`] asked for one.
@@ -105,11 +118,18 @@ impl RedisServer {
     /// nothing answers.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
+        self.frozen.store(true, Ordering::Relaxed);
     }
 
     /// Lets a frozen server go on.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
+        self.frozen.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the process runs and is not frozen.
+    pub fn is_live(&self) -> bool {
+        lock(&self.guard).is_some() && !self.frozen.load(Ordering::Relaxed)
     }
 
     /// Kills the process; its port refuses connections once this returns.
@@ -117,12 +137,16 @@ impl RedisServer {
     /// A frozen server dies as well. One that is already dead stays so.
     pub fn kill(&self) {
         drop(lock(&self.guard).take());
+        self.frozen.store(false, Ordering::Relaxed);
     }
 
     /// Kills the server if it still runs, starts it on the same port and directory, and waits until
     /// it answers. What it had not persisted is lost.
     pub async fn restart(&self) {
         self.kill();
+        if !self.keeps_conf {
+            self.write_conf();
+        }
         within("the server's own port", async {
             loop {
                 match self.launch().await {
@@ -151,15 +175,16 @@ impl RedisServer {
     }
 
     async fn launch(&self) -> Result<(), Launch> {
-        let conf = self.dir.join("redis.conf");
-        let log = self.dir.join("redis.log");
-        std::fs::write(&conf, self.redis_conf(&log)).expect("the server's directory is writable");
+        let log = self.log_file();
         // A server that does not understand its configuration says so on standard error.
         let stderr = std::fs::File::create(&log).expect("the server's directory is writable");
 
         let mut command = Command::new(binary::find());
         // The log is searched for the system's messages.
-        command.arg(&conf).env("LC_ALL", "C");
+        command.arg(self.conf_file()).env("LC_ALL", "C");
+        if matches!(self.mode, Mode::Sentinel(_)) {
+            command.arg("--sentinel");
+        }
         let scratch = self.scratch.as_ref().map(TempDir::path);
         let (guard, mut output) = Guard::spawn(&command, scratch, stderr)
             .await
@@ -198,24 +223,19 @@ impl RedisServer {
         }
     }
 
-    fn redis_conf(&self, log: &Path) -> String {
-        let mut text = format!(
-            "port {}\nbind 127.0.0.1\ndir \"{}\"\nlogfile \"{}\"\n",
-            self.port,
-            self.dir.display(),
-            log.display()
-        );
-        if let Some(path) = &self.unix_socket {
-            text += &format!("unixsocket \"{}\"\n", path.display());
-        }
-        if let Some(password) = self.password() {
-            text += &format!("requirepass {}\n", quote(&password));
-        }
-        for line in &self.lines {
-            text += line;
-            text.push('\n');
-        }
-        text
+    /// What comes before the host in a URL.
+    fn credentials(&self) -> String {
+        self.password()
+            .map(|password| format!(":{}@", percent_encode(&password)))
+            .unwrap_or_default()
+    }
+
+    fn conf_file(&self) -> PathBuf {
+        self.dir.join("redis.conf")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.join("redis.log")
     }
 }
 
@@ -226,10 +246,6 @@ async fn ended(output: &mut Output) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn quote(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 fn percent_encode(text: &str) -> String {

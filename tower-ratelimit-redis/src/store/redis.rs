@@ -118,7 +118,7 @@ impl Store for RedisStore {
         deadline: Duration,
     ) -> Result<(), Error> {
         let key = super::key(&self.backend, policy, subject);
-        let delete = Call::new("DEL", Class::Idempotent).arg(key);
+        let delete = Call::new("DEL", Class::Idempotent).key(key);
         self.redis.call(delete, deadline).await.map(drop)
     }
 }

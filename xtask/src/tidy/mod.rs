@@ -5,6 +5,7 @@
 
 mod boundaries;
 mod code;
+mod deploy;
 mod lua;
 mod manifests;
 mod size;
@@ -63,6 +64,10 @@ const RULES: &[Rule] = &[
     manifests::connection_depends_on_no_tower,
     manifests::lints_are_inherited,
     manifests::libraries_have_a_changelog,
+    deploy::variables_are_known,
+    deploy::named_files_exist,
+    deploy::ports_are_known,
+    deploy::started_files_exist,
     words::no_registry_host,
     words::no_path_of_one_machine,
     words::no_unfinished_work,

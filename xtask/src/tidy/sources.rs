@@ -73,7 +73,7 @@ impl Sources {
 }
 
 const EXTENSIONS: &[&str] = &[
-    "rs", "lua", "toml", "md", "sh", "yml", "yaml", "json", "conf", "env",
+    "rs", "lua", "toml", "md", "sh", "yml", "yaml", "json", "conf", "env", "acl",
 ];
 
 fn walk(dir: &Path, prefix: &str, found: &mut Vec<Source>) -> Result {

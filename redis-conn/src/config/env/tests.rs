@@ -1,10 +1,16 @@
+mod cases;
+mod topologies;
+
 #[cfg(feature = "redis")]
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Error, ErrorKind, FromEnvError};
+use crate::{
+    Endpoint, Error, ErrorKind, FromEnvError, Topology,
+    config::variables::{REDIS_PASSWORD, VARIABLES, Value},
+};
 
 fn read(vars: &[(&str, &str)]) -> Result<Settings, ConfigErrors> {
     let os = |(name, value): &(&str, &str)| (OsString::from(name), OsString::from(value));
@@ -34,11 +40,7 @@ fn nothing_set_is_in_process() {
         &[][..],
         &[("PATH", "/bin"), ("HOST", "redis")],
         &[("REDIS_HOST", ""), ("REDIS_URL", ""), ("SQLITE_PATH", "")],
-        &[
-            ("REDIS_CLUSTER", "false"),
-            ("REDIS_SENTINEL", "0"),
-            ("REDIS_TLS", "False"),
-        ],
+        &[("REDIS_CLUSTER", "False"), ("REDIS_SENTINEL", "0")],
         &[("REDIS_REQUIRED", "false")],
     ] {
         let settings = settings(vars);
@@ -129,20 +131,31 @@ fn keep_alive_is_a_switch_or_a_duration() {
 #[cfg(feature = "redis")]
 #[test]
 fn the_documented_defaults_are_the_defaults() {
-    let unset = config(&[("REDIS_HOST", "h")]);
-    for variable in VARIABLES
-        .iter()
-        .filter(|v| v.name.starts_with("REDIS_") && !v.default.is_empty())
-    {
-        assert_eq!(
-            config(&[("REDIS_HOST", "h"), (variable.name, variable.default)]),
-            unset,
-            "{variable:?}"
-        );
+    const SERVERS: [&[(&str, &str)]; 3] = [
+        &[("REDIS_HOST", "h")],
+        &[("REDIS_NODE1_HOST", "h")],
+        &[("REDIS_SENTINEL1_HOST", "h"), ("REDIS_MASTER_NAME", "m")],
+    ];
+    for server in SERVERS {
+        let unset = config(server);
+        for variable in VARIABLES {
+            let Some(default) = variable.default() else {
+                continue;
+            };
+            let name = names::numbered(variable.name, 1);
+            let switches = ["REDIS_CLUSTER", "REDIS_SENTINEL"].contains(&&*name);
+            let needs_host = variable.name.contains("{n}") && !server[0].0.starts_with(&name[..11]);
+            if !name.starts_with("REDIS_") || switches || needs_host {
+                continue;
+            }
+            let mut vars = server.to_vec();
+            vars.push((&name, default));
+            assert_eq!(config(&vars), unset, "{variable:?}");
+        }
     }
     assert_eq!(
-        crate::namespace::Namespace::default().as_str(),
-        NAMESPACE.default
+        Some(crate::namespace::Namespace::default().as_str()),
+        NAMESPACE.default()
     );
 }
 
@@ -153,11 +166,6 @@ fn mistyped() {
             "REDIS_URL",
             "redis://host:0",
             r#"REDIS_URL="redis://host:0": expected a port"#,
-        ),
-        (
-            "REDIS_URL",
-            "rediss://host",
-            r#"REDIS_URL="rediss://host": expected a URL that starts with redis://"#,
         ),
         (
             "REDIS_URL",
@@ -283,37 +291,14 @@ fn not_utf8() {
     use std::os::unix::ffi::OsStringExt as _;
 
     let garbage = || OsString::from_vec(vec![b'a', 0xff]);
-    for Variable { name, .. } in VARIABLES {
-        let found = Settings::from_vars([(OsString::from(name), garbage())]);
-        let errors = found.expect_err(name).to_string();
+    for variable in VARIABLES {
+        let name = names::numbered(variable.name, 1);
+        let found = Settings::from_vars([(OsString::from(&name), garbage())]);
+        let errors = found.expect_err(&name).to_string();
         assert_eq!(errors, format!("{name}: expected a value in UTF-8"));
     }
     let others = [(garbage(), garbage()), (OsString::from("OTHER"), garbage())];
     assert!(Settings::from_vars(others).is_ok());
-}
-
-#[test]
-fn what_is_not_available_yet() {
-    for (name, value, wish) in [
-        ("REDIS_CLUSTER", "true", "topology \"cluster\""),
-        ("REDIS_NODES", "a:1,b:2", "topology \"cluster\""),
-        ("REDIS_NODE1_HOST", "a", "topology \"cluster\""),
-        ("REDIS_SENTINEL", "1", "topology \"sentinel\""),
-        ("REDIS_SENTINEL1_HOST", "a", "topology \"sentinel\""),
-        ("REDIS_PARTITIONS", "a:1,b:2", "topology \"partitioned\""),
-        ("REDIS_TLS", "true", "TLS"),
-        ("REDIS_PASSWORD_FILE", "/run/secrets/x", "a password file"),
-    ] {
-        let errors = errors(&[(name, value)]);
-        assert!(
-            errors[0].starts_with(&format!("{name}={value:?}: expected ")),
-            "{errors:?}"
-        );
-        assert!(
-            errors[0].ends_with(&format!("{wish} is not available yet in this version")),
-            "{errors:?}"
-        );
-    }
 }
 
 #[test]
@@ -365,6 +350,109 @@ fn conflicts_name_both_variables() {
             "SQLITE_PATH",
         ),
         (
+            &[("REDIS_CLUSTER", "true"), ("REDIS_SENTINEL", "true")],
+            "REDIS_CLUSTER",
+            "REDIS_SENTINEL",
+        ),
+        (
+            &[("REDIS_HOST", "h"), ("REDIS_NODE1_HOST", "a")],
+            "REDIS_HOST",
+            "REDIS_NODE1_HOST",
+        ),
+        (
+            &[("REDIS_URL", "redis://h"), ("REDIS_NODES", "a")],
+            "REDIS_URL",
+            "REDIS_NODES",
+        ),
+        (
+            &[
+                ("REDIS_CLUSTER", "true"),
+                ("REDIS_URL", "redis://h"),
+                ("REDIS_NODES", "a"),
+            ],
+            "REDIS_URL",
+            "REDIS_NODES",
+        ),
+        (
+            &[
+                ("REDIS_SENTINEL", "true"),
+                ("REDIS_URL", "redis://h"),
+                ("REDIS_SENTINEL1_HOST", "a"),
+            ],
+            "REDIS_URL",
+            "REDIS_SENTINEL1_HOST",
+        ),
+        (
+            &[("REDIS_NODE1_HOST", "a"), ("REDIS_SENTINEL1_HOST", "s")],
+            "REDIS_NODE1_HOST",
+            "REDIS_SENTINEL1_HOST",
+        ),
+        (
+            &[("REDIS_NODES", "a"), ("REDIS_NODE1_HOST", "a")],
+            "REDIS_NODES",
+            "REDIS_NODE1_HOST",
+        ),
+        (
+            &[("REDIS_NODES", "a"), ("SQLITE_PATH", "/x")],
+            "REDIS_NODES",
+            "SQLITE_PATH",
+        ),
+        (
+            &[("REDIS_SENTINEL1_HOST", "a"), ("SQLITE_PATH", "/x")],
+            "REDIS_SENTINEL1_HOST",
+            "SQLITE_PATH",
+        ),
+        (
+            &[("REDIS_PARTITIONS", "a"), ("SQLITE_PATH", "/x")],
+            "REDIS_PARTITIONS",
+            "SQLITE_PATH",
+        ),
+        (
+            &[("REDIS_PASSWORD", "p"), ("REDIS_PASSWORD_FILE", "/x")],
+            "REDIS_PASSWORD",
+            "REDIS_PASSWORD_FILE",
+        ),
+        (
+            &[
+                ("REDIS_SENTINEL_PASSWORD", "p"),
+                ("REDIS_SENTINEL_PASSWORD_FILE", "/x"),
+            ],
+            "REDIS_SENTINEL_PASSWORD",
+            "REDIS_SENTINEL_PASSWORD_FILE",
+        ),
+        (
+            &[("REDIS_SENTINEL_USERNAME", "me")],
+            "REDIS_SENTINEL_USERNAME",
+            "REDIS_SENTINEL_PASSWORD",
+        ),
+        (
+            &[("REDIS_URL", "redis://:p@h"), ("REDIS_PASSWORD_FILE", "/x")],
+            "REDIS_URL",
+            "REDIS_PASSWORD_FILE",
+        ),
+        (
+            &[
+                ("REDIS_URL", "redis://:p@h"),
+                ("REDIS_USERNAME", "me"),
+                ("REDIS_PASSWORD_FILE", "/x"),
+            ],
+            "REDIS_URL",
+            "REDIS_USERNAME",
+        ),
+        (
+            &[("REDIS_URL", "rediss://h"), ("REDIS_TLS", "false")],
+            "REDIS_TLS",
+            "REDIS_URL",
+        ),
+        (
+            &[
+                ("REDIS_CLUSTER_ENABLE_OFFLINE_QUEUE", "true"),
+                ("REDIS_ENABLE_OFFLINE_QUEUE", "true"),
+            ],
+            "REDIS_ENABLE_OFFLINE_QUEUE",
+            "REDIS_CLUSTER_ENABLE_OFFLINE_QUEUE",
+        ),
+        (
             &[("REDIS_REQUIRED", "true"), ("SQLITE_PATH", "/x")],
             "REDIS_REQUIRED",
             "SQLITE_PATH",
@@ -392,7 +480,8 @@ fn everything_at_once() {
         ("REDIS_PORT", "y"),
         ("REDIS_DB", "z"),
         ("REDIS_COMMAND_TIMEOUT", "soon"),
-        ("REDIS_TLS", "true"),
+        ("REDIS_NODE2_PORT", "x"),
+        ("REDIS_TLS", "maybe"),
         ("NAMESPACE", "UPPER"),
     ]);
     let errors = errors.expect_err("all of it is wrong");
@@ -401,6 +490,7 @@ fn everything_at_once() {
         "REDIS_PORT",
         "REDIS_DB",
         "REDIS_COMMAND_TIMEOUT",
+        "REDIS_NODE2_PORT",
         "REDIS_TLS",
         "NAMESPACE",
     ] {
@@ -442,7 +532,10 @@ fn kubernetes_is_ignored_with_one_note() {
 
     for server in [("REDIS_HOST", "h"), ("REDIS_URL", "redis://h")] {
         let vars = [server, injected[0]];
-        assert_eq!(config(&vars).endpoint(), &Endpoint::tcp("h", 6379));
+        assert_eq!(
+            config(&vars).topology(),
+            &Topology::Single(Endpoint::tcp("h", 6379))
+        );
         assert_eq!(settings(&vars).notes.len(), 1);
     }
 }
@@ -484,7 +577,7 @@ fn an_unknown_name_beside_a_server_is_warned_about() {
 fn a_backend_that_cannot_be_used_is_a_matter_of_configuration() {
     let cause = std::io::Error::other("not a database");
     let corrupt = Error::new(ErrorKind::Corrupt, "/x").with_source(cause);
-    let error = FromEnvError::naming(SQLITE_PATH, corrupt.clone());
+    let error = FromEnvError::naming("SQLITE_PATH", corrupt.clone());
     assert_eq!(
         error.to_string(),
         "SQLITE_PATH: expected something that can be used: unknown stored layout: /x: not a database"
@@ -503,7 +596,7 @@ fn a_backend_that_does_not_answer_is_unreachable() {
     for kind in [ErrorKind::Timeout, ErrorKind::Unavailable] {
         let error = Error::new(kind, "busy");
         for error in [
-            FromEnvError::naming(SQLITE_PATH, error.clone()),
+            FromEnvError::naming("SQLITE_PATH", error.clone()),
             error.into(),
         ] {
             assert!(matches!(error, FromEnvError::Unreachable(_)), "{error:?}");
@@ -522,7 +615,7 @@ proptest! {
             vec![("REDIS_PORT", "x"), ("SQLITE_PATH", "/x"), ("REDIS_CLUSTER", "true"), ("REDIS_REQUIRED", "maybe")],
             0..=4,
         ),
-        place in 0..9_usize,
+        place in 0..11_usize,
     ) {
         let (name, value) = match place {
             0 => ("REDIS_PASSWORD", password.clone()),
@@ -533,6 +626,8 @@ proptest! {
             5 => ("REDIS_URL", format!("me:{password}@host")),
             6 => ("REDIS_URL", format!("redis://me:{password}")),
             7 => ("REDIS_URL", format!("redis://host?password={password}")),
+            8 => ("REDIS_SENTINEL_PASSWORD", password.clone()),
+            9 => ("REDIS_NODES", format!("a:1,redis://me:{password}@host")),
             _ => ("REDIS_HOST", format!("redis://me:{password}@host")),
         };
         let mut vars = extra;

@@ -1,0 +1,150 @@
+//! One connection of a lane, and what is known of how well it works.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use ::redis::{Cmd, Pipeline, RedisResult, Value, aio::MultiplexedConnection};
+use tokio::{sync::Notify, task::AbortHandle, time::Instant};
+
+use super::{
+    dial::Connection,
+    fault::{Failure, Verdict},
+    greeting::Version,
+};
+
+/// So many timeouts without a reply between them condemn a connection: nothing else tells that a peer is gone without a word.
+const SILENT_TIMEOUTS: u32 = 3;
+
+/// A connection that all callers of a lane share.
+pub(super) struct Link {
+    commands: MultiplexedConnection,
+    driver: AbortHandle,
+    version: Version,
+    born: Instant,
+    timeouts: AtomicU32,
+    /// When a timeout was counted last, in microseconds since `born`.
+    counted: AtomicU64,
+    /// Whether a reply came since somebody asked last.
+    heard: AtomicBool,
+    broken: AtomicBool,
+    condemned: Notify,
+    misplaced: Notify,
+}
+
+impl Link {
+    pub(super) fn new(connection: &Connection) -> Self {
+        Self {
+            commands: connection.commands.clone(),
+            driver: connection.driver.abort_handle(),
+            version: connection.version(),
+            born: Instant::now(),
+            timeouts: AtomicU32::new(0),
+            counted: AtomicU64::new(0),
+            heard: AtomicBool::new(true),
+            broken: AtomicBool::new(false),
+            condemned: Notify::new(),
+            misplaced: Notify::new(),
+        }
+    }
+
+    /// Sends a command. After `ASKING`, without anything between the two, if the slot of its key is on its way to this node.
+    pub(super) async fn send(&self, command: &Cmd, asking: bool) -> RedisResult<Value> {
+        let mut commands = self.commands.clone();
+        if !asking {
+            return commands.send_packed_command(command).await;
+        }
+        let mut pair = Pipeline::with_capacity(2);
+        pair.cmd("ASKING").add_command(command.clone());
+        let mut answers = commands.send_packed_commands(&pair, 1, 1).await?;
+        Ok(answers.pop().unwrap_or(Value::Nil))
+    }
+
+    /// Has the connection replaced; its other callers fail when it is dropped.
+    pub(super) fn condemn(&self) {
+        self.broken.store(true, Ordering::Release);
+        self.condemned.notify_one();
+    }
+
+    /// Ends when the connection was condemned.
+    pub(super) async fn condemned(&self) {
+        self.condemned.notified().await;
+    }
+
+    /// Ends when a server refused a write because it is not the one that takes them.
+    pub(super) async fn misplaced(&self) {
+        self.misplaced.notified().await;
+    }
+
+    /// Also asks the driver itself: it may have ended before the supervisor could say so, and what is sent then is not ambiguous.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.broken.load(Ordering::Acquire) && !self.driver.is_finished()
+    }
+
+    /// The version of the server.
+    pub(super) fn version(&self) -> Version {
+        self.version
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.born.elapsed()
+    }
+
+    pub(super) fn replied(&self) {
+        // Read first: the common case must not write to a line that all callers share.
+        if !self.heard.load(Ordering::Relaxed) {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+        if self.timeouts.load(Ordering::Relaxed) != 0 {
+            self.timeouts.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a reply came since this was asked last.
+    pub(super) fn take_heard(&self) -> bool {
+        self.heard.swap(false, Ordering::Relaxed)
+    }
+
+    /// Does to the connection what the table says of this failure of a command that was sent at `sent`.
+    pub(super) fn failed(&self, failure: &Failure, sent: Instant) {
+        match failure.fault.row().connection {
+            Verdict::Keep => {}
+            Verdict::Suspect => self.timed_out(sent),
+            Verdict::Replace => self.condemn(),
+            Verdict::Misplaced => self.misplaced.notify_one(),
+        }
+    }
+
+    /// Counts the timeout of a command that was sent at `sent`, unless it was in flight already when the last one was counted:
+    /// many that wait out one short stall together are one sign of silence, not many.
+    fn timed_out(&self, sent: Instant) {
+        let micros = |at: Instant| {
+            let since = at.saturating_duration_since(self.born).as_micros();
+            u64::try_from(since).unwrap_or(u64::MAX)
+        };
+        let last = self.counted.load(Ordering::Relaxed);
+        if micros(sent) < last {
+            return;
+        }
+        let counts = self.counted.compare_exchange(
+            last,
+            micros(Instant::now()),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        if counts.is_ok() && self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= SILENT_TIMEOUTS {
+            self.condemn();
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("broken", &self.broken)
+            .field("timeouts", &self.timeouts)
+            .finish_non_exhaustive()
+    }
+}

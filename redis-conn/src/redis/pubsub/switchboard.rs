@@ -1,0 +1,462 @@
+//! Where each channel lives, and who waits for it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{Notify, oneshot};
+
+use super::{
+    Listener,
+    plan::{Home, Plan, Spot},
+};
+use crate::{
+    Error, ErrorKind,
+    bus::Hub,
+    redis::{Context, cluster::Sight},
+    trace::event,
+};
+
+/// Tells whether the server confirmed.
+type Answer = oneshot::Sender<Result<(), Error>>;
+type Confirmation = oneshot::Receiver<Result<(), Error>>;
+
+/// Knows what is wanted of every listener, and what the servers have confirmed.
+#[derive(Debug)]
+pub(super) struct Switchboard {
+    pub(super) context: Arc<Context>,
+    hub: Arc<Hub>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    plan: Plan,
+    places: HashMap<Arc<str>, Place>,
+    lines: HashMap<Home, Line>,
+    sessions: u64,
+    /// Channels that a server does not take at present, and why.
+    astray: HashMap<Arc<str>, Error>,
+    /// Channels that were taken away from those who listened. They stay until somebody listens to them again: an end that nobody
+    /// noticed must be seen in the health.
+    forbidden: HashMap<Arc<str>, Error>,
+}
+
+/// One channel that somebody listens to.
+#[derive(Debug, Default)]
+struct Place {
+    home: Option<Home>,
+    /// The session on which the server confirmed it.
+    confirmed: Option<u64>,
+    /// Whether it was ever confirmed.
+    granted: bool,
+    waiting: Vec<Answer>,
+}
+
+/// What a listener is told, and what it tells.
+#[derive(Debug)]
+struct Line {
+    changed: Arc<Notify>,
+    /// How many channels have their home there.
+    channels: usize,
+    /// Those that came or went since the listener last looked.
+    dirty: HashSet<Arc<str>>,
+    session: u64,
+    condition: Condition,
+}
+
+#[derive(Debug)]
+enum Condition {
+    /// There is no reason to believe that it does not work.
+    Fine,
+    /// There was a connection, and another is being made: who wants to listen waits.
+    Lost(Error),
+    /// None can be made: who wants to listen need not wait.
+    Away(Error),
+}
+
+/// What a listener has to do.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pub(super) leave: Vec<Arc<str>>,
+    pub(super) join: Vec<Arc<str>>,
+}
+
+impl Switchboard {
+    pub(super) fn new(plan: Plan, hub: Arc<Hub>, context: Arc<Context>) -> Arc<Self> {
+        let state = State {
+            plan,
+            places: HashMap::new(),
+            lines: HashMap::new(),
+            sessions: 0,
+            astray: HashMap::new(),
+            forbidden: HashMap::new(),
+        };
+        Arc::new(Self {
+            context,
+            hub,
+            state: Mutex::new(state),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a channel listened to. `None` if it is already, else what tells when.
+    pub(super) fn listen(
+        self: &Arc<Self>,
+        channel: &Arc<str>,
+    ) -> Result<Option<Confirmation>, Error> {
+        let mut state = self.state();
+        let (home, spot) = match state.places.get(channel) {
+            Some(place) if place.confirmed.is_some() => return Ok(None),
+            Some(place) => (place.home.clone(), None),
+            None => {
+                let spot = state
+                    .plan
+                    .spot(channel)
+                    .map_err(|cause| not_subscribed(&cause))?;
+                (spot.as_ref().map(|spot| spot.home.clone()), spot)
+            }
+        };
+        match &home {
+            Some(home) => state.check(home)?,
+            None => state.plan.doubt(),
+        }
+        let (answer, confirmation) = oneshot::channel();
+        let place = state.places.entry(Arc::clone(channel)).or_default();
+        place.waiting.retain(|other| !other.is_closed());
+        place.waiting.push(answer);
+        if let Some(spot) = spot {
+            self.settle(&mut state, channel, spot);
+        }
+        Ok(Some(confirmation))
+    }
+
+    /// Ends the subscription to a channel, unless somebody listens: another subscriber may have come meanwhile.
+    pub(super) fn unlisten(&self, channel: &Arc<str>) {
+        let mut state = self.state();
+        if self.hub.has(channel) {
+            return;
+        }
+        state.astray.remove(channel);
+        if let Some(home) = state.places.remove(channel).and_then(|place| place.home) {
+            state.leave(&home, channel);
+        }
+    }
+
+    /// Takes over what is known of the nodes, and has every channel move whose home is elsewhere now.
+    pub(super) fn adopt(self: &Arc<Self>, sight: Sight) {
+        let mut state = self.state();
+        state.plan.adopt(sight);
+        let channels: Vec<Arc<str>> = state.places.keys().cloned().collect();
+        for channel in channels {
+            match state.plan.spot(&channel) {
+                Ok(Some(spot)) => self.settle(&mut state, &channel, spot),
+                // As long as nobody has it, it stays where it was.
+                Ok(None) => {}
+                Err(cause) => {
+                    if let Some(place) = state.places.get_mut(&channel) {
+                        place.answer(&Err(not_subscribed(&cause)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives a channel this home, and takes it from the one that it had.
+    fn settle(self: &Arc<Self>, state: &mut State, channel: &Arc<str>, spot: Spot) {
+        let Some(place) = state.places.get_mut(channel) else {
+            return;
+        };
+        let Spot { home, target } = spot;
+        if place.home.as_ref() == Some(&home) {
+            return;
+        }
+        if place.confirmed.take().is_some() {
+            self.hub.interrupt(channel);
+        }
+        if let Some(old) = place.home.replace(home.clone()) {
+            state.leave(&old, channel);
+        }
+        let line = state.lines.entry(home.clone()).or_insert_with(|| {
+            let line = Line::new();
+            Listener::start(self, home, target, Arc::clone(&line.changed));
+            line
+        });
+        line.channels += 1;
+        line.touch(channel);
+    }
+
+    /// Why somebody who listens hears nothing, or was refused what had been granted before.
+    pub(super) fn error(&self) -> Option<Error> {
+        let state = self.state();
+        let mut lines = state.lines.values();
+        let lost = lines.find_map(|line| match &line.condition {
+            Condition::Lost(error) | Condition::Away(error) if line.channels > 0 => Some(error),
+            _ => None,
+        });
+        let channel = || state.astray.values().chain(state.forbidden.values()).next();
+        lost.or_else(channel).cloned()
+    }
+}
+
+/// For the sessions.
+impl Switchboard {
+    /// Hands over a message, unless the channel lives elsewhere.
+    pub(super) fn deliver(&self, session: u64, channel: &str, frame: &[u8]) {
+        let place = self
+            .state()
+            .places
+            .get(channel)
+            .and_then(|place| place.confirmed);
+        if place == Some(session) {
+            self.hub.deliver(channel, frame);
+        }
+    }
+
+    /// The server has confirmed a channel.
+    pub(super) fn confirm(&self, home: &Home, session: u64, channel: &str) {
+        let state = &mut *self.state();
+        let current = state
+            .lines
+            .get(home)
+            .is_some_and(|line| line.session == session);
+        if current
+            && let Some(place) = state.places.get_mut(channel)
+            && place.lives_at(home)
+        {
+            state.astray.remove(channel);
+            state.forbidden.remove(channel);
+            self.confirmed(channel, place, session);
+        }
+    }
+
+    fn confirmed(&self, channel: &str, place: &mut Place, session: u64) {
+        place.confirmed = Some(session);
+        place.granted = true;
+        self.hub.resume(channel);
+        place.answer(&Ok(()));
+    }
+}
+
+/// For the listeners.
+impl Switchboard {
+    /// Begins another session, in which everything is to be confirmed anew; returns its number.
+    pub(super) fn begin(&self, home: &Home) -> u64 {
+        let state = &mut *self.state();
+        state.sessions += 1;
+        if let Some(line) = state.lines.get_mut(home) {
+            line.session = state.sessions;
+            let here = state
+                .places
+                .iter()
+                .filter(|(_, place)| place.lives_at(home));
+            line.dirty = here.map(|(channel, _)| Arc::clone(channel)).collect();
+        }
+        state.sessions
+    }
+
+    /// What is to be done on a session that has these channels.
+    pub(super) fn work(&self, home: &Home, session: u64, subscribed: &HashSet<Arc<str>>) -> Work {
+        let state = &mut *self.state();
+        let mut work = Work::default();
+        let Some(line) = state.lines.get_mut(home) else {
+            return work;
+        };
+        for channel in std::mem::take(&mut line.dirty) {
+            let place = state
+                .places
+                .get_mut(&channel)
+                .filter(|place| place.lives_at(home));
+            match (place, subscribed.contains(&channel)) {
+                (Some(_), false) => work.join.push(channel),
+                (None, true) => work.leave.push(channel),
+                // It went and came again before anybody had told the server.
+                (Some(place), true) => self.confirmed(&channel, place, session),
+                (None, false) => {}
+            }
+        }
+        work
+    }
+
+    /// Everything that could be confirmed is.
+    pub(super) fn fine(&self, home: &Home) {
+        if let Some(line) = self.state().lines.get_mut(home) {
+            line.condition = Condition::Fine;
+        }
+    }
+
+    /// The connection is lost.
+    pub(super) fn lost(&self, home: &Home, error: &Error) {
+        let state = &mut *self.state();
+        self.interrupt(state, home);
+        if let Some(line) = state.lines.get_mut(home) {
+            line.condition = Condition::Lost(error.clone());
+        }
+    }
+
+    /// There is no connection, and none can be made at present.
+    pub(super) fn away(&self, home: &Home, error: &Error) {
+        let state = &mut *self.state();
+        self.interrupt(state, home);
+        let refusal = Err(not_subscribed(error));
+        let here = state
+            .places
+            .values_mut()
+            .filter(|place| place.lives_at(home));
+        here.for_each(|place| place.answer(&refusal));
+        if let Some(line) = state.lines.get_mut(home) {
+            line.condition = Condition::Away(error.clone());
+        }
+    }
+
+    fn interrupt(&self, state: &mut State, home: &Home) {
+        if let Some(line) = state.lines.get_mut(home) {
+            // Nothing that the old connection may still say counts.
+            line.session = 0;
+        }
+        for (channel, place) in state
+            .places
+            .iter_mut()
+            .filter(|(_, place)| place.lives_at(home))
+        {
+            if place.confirmed.take().is_some() {
+                self.hub.interrupt(channel);
+            }
+        }
+    }
+
+    /// The server does not take a channel now; those who wait for it go on waiting.
+    pub(super) fn astray(&self, home: &Home, channel: &Arc<str>, error: &Error) {
+        let state = &mut *self.state();
+        if state
+            .places
+            .get(channel)
+            .is_some_and(|place| place.lives_at(home))
+        {
+            state.astray.insert(Arc::clone(channel), error.clone());
+        }
+    }
+
+    /// The server does not take a channel now, and waiting would not help.
+    pub(super) fn refuse(&self, home: &Home, channel: &Arc<str>, error: &Error) {
+        self.astray(home, channel, error);
+        let state = &mut *self.state();
+        if let Some(place) = state
+            .places
+            .get_mut(channel)
+            .filter(|place| place.lives_at(home))
+        {
+            place.answer(&Err(error.clone()));
+        }
+    }
+
+    /// The user may not listen to a channel: its subscriptions end, for they must not believe that nothing is published.
+    pub(super) fn forbid(&self, home: &Home, channel: &Arc<str>, error: &Error) {
+        let state = &mut *self.state();
+        if !state
+            .places
+            .get(channel)
+            .is_some_and(|place| place.lives_at(home))
+        {
+            return;
+        }
+        state.astray.remove(channel);
+        if let Some(mut place) = state.places.remove(channel) {
+            state.leave(home, channel);
+            if place.granted {
+                event!(
+                    error,
+                    "a subscription has ended, the server refuses it: {error}"
+                );
+                state.forbidden.insert(Arc::clone(channel), error.clone());
+            }
+            place.answer(&Err(error.clone()));
+        }
+        self.hub.end(channel);
+        #[cfg(feature = "metrics")]
+        crate::metrics::refused();
+    }
+
+    /// Has channels asked for again.
+    pub(super) fn again(&self, home: &Home, channels: impl IntoIterator<Item = Arc<str>>) {
+        if let Some(line) = self.state().lines.get_mut(home) {
+            line.dirty.extend(channels);
+        }
+    }
+
+    /// Whether a channel has its home there.
+    pub(super) fn is_used(&self, home: &Home) -> bool {
+        self.state()
+            .lines
+            .get(home)
+            .is_some_and(|line| line.channels > 0)
+    }
+
+    /// Ends a listener, unless a channel has its home there: then it returns `false`.
+    pub(super) fn retire(&self, home: &Home) -> bool {
+        let mut state = self.state();
+        let unused = !state.lines.get(home).is_some_and(|line| line.channels > 0);
+        if unused {
+            state.lines.remove(home);
+        }
+        unused
+    }
+}
+
+impl State {
+    /// Whether there is a prospect of a subscription.
+    fn check(&self, home: &Home) -> Result<(), Error> {
+        match self.lines.get(home).map(|line| &line.condition) {
+            Some(Condition::Away(cause)) => Err(not_subscribed(cause)),
+            _ => Ok(()),
+        }
+    }
+
+    fn leave(&mut self, home: &Home, channel: &Arc<str>) {
+        if let Some(line) = self.lines.get_mut(home) {
+            line.channels -= 1;
+            line.touch(channel);
+        }
+    }
+}
+
+impl Place {
+    fn lives_at(&self, home: &Home) -> bool {
+        self.home.as_ref() == Some(home)
+    }
+
+    fn answer(&mut self, answer: &Result<(), Error>) {
+        for waiting in self.waiting.drain(..) {
+            // Who has given up needs no answer.
+            let _ = waiting.send(answer.clone());
+        }
+    }
+}
+
+impl Line {
+    fn new() -> Self {
+        Self {
+            changed: Arc::default(),
+            channels: 0,
+            dirty: HashSet::new(),
+            session: 0,
+            condition: Condition::Fine,
+        }
+    }
+
+    fn touch(&mut self, channel: &Arc<str>) {
+        self.dirty.insert(Arc::clone(channel));
+        self.changed.notify_one();
+    }
+}
+
+fn not_subscribed(cause: &Error) -> Error {
+    if *cause.kind() == ErrorKind::Closed {
+        return cause.clone();
+    }
+    Error::new(ErrorKind::Unavailable, "not subscribed").with_source(cause.clone())
+}

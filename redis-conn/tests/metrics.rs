@@ -1,0 +1,218 @@
+//! Every family of the table is there, counts what it says, and there is no other.
+
+#![cfg(all(feature = "redis", feature = "metrics"))]
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use std::{collections::BTreeSet, time::Duration};
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use redis_conn::{
+    Backend, Config, Endpoint, Event,
+    raw::{Call, Class, Engine, Redis},
+};
+use testkit::{Answer, Fault, FaultProxy, RedisServer, RespMock};
+
+/// Longer than anything that works takes, so that it decides no test.
+const LONG: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_millis(100);
+const ASK_AGAIN: Duration = Duration::from_millis(10);
+
+const TABLE: &str = include_str!("../src/metrics/metrics.md");
+
+async fn connected(config: Config) -> Backend {
+    let backend = Backend::redis(config).unwrap();
+    backend.ready(LONG).await.unwrap();
+    backend
+}
+
+async fn on(url: &str) -> Backend {
+    connected(Config::from_url(url).unwrap()).await
+}
+
+fn redis(backend: &Backend) -> Redis {
+    match backend.engine() {
+        Engine::Redis(redis) => redis.clone(),
+        other => panic!("expected redis, found {other:?}"),
+    }
+}
+
+fn get() -> Call {
+    Call::new("GET", Class::Idempotent).key("n")
+}
+
+fn incr() -> Call {
+    Call::new("INCR", Class::AtMostOnce).key("n")
+}
+
+/// What was counted so far.
+struct Counted(PrometheusHandle);
+
+impl Counted {
+    fn value(&self, line: &str) -> f64 {
+        let page = self.0.render();
+        let found = page
+            .lines()
+            .find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+        let value = found.unwrap_or_else(|| panic!("no {line} in {page}"));
+        value.parse().unwrap()
+    }
+
+    async fn until(&self, line: &str, wanted: impl Fn(f64) -> bool) {
+        let asked = async {
+            while !wanted(self.value(line)) {
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        };
+        let reached = tokio::time::timeout(LONG, asked).await;
+        reached.unwrap_or_else(|_| panic!("{line} stays {}", self.value(line)));
+    }
+
+    fn families(&self) -> BTreeSet<String> {
+        let page = self.0.render();
+        let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        types
+            .filter_map(|line| Some(line.split_once(' ')?.0.to_owned()))
+            .collect()
+    }
+}
+
+fn ours(family: &str) -> String {
+    format!("towerkeep_redis_conn_{family}")
+}
+
+async fn calls(counted: &Counted) {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(server.addr()).await;
+    let backend = on(&proxy.url()).await;
+    assert!(counted.value(&ours("state{state=\"connected\"}")) >= 1.0);
+    assert!(counted.value("redis_connection_state") >= 2.0);
+    redis(&backend).call(get(), LONG).await.unwrap();
+
+    proxy.set(Fault::drop_reply("GET"));
+    redis(&backend).call(get(), SHORT).await.unwrap_err();
+    proxy.set(Fault::drop_reply("INCR"));
+    redis(&backend).call(incr(), SHORT).await.unwrap_err();
+    proxy.set(Fault::Reset);
+    counted
+        .until(&ours("reconnects_total"), |count| count >= 1.0)
+        .await;
+
+    for (line, least) in [
+        ("operation_duration_seconds_count{outcome=\"ok\"}", 1.0),
+        ("operation_duration_seconds_count{outcome=\"timeout\"}", 1.0),
+        (
+            "operation_duration_seconds_count{outcome=\"ambiguous\"}",
+            1.0,
+        ),
+        ("timeouts_total", 2.0),
+        ("ambiguous_total", 1.0),
+        ("failures_total{fault=\"timeout\"}", 2.0),
+    ] {
+        let value = counted.value(&ours(line));
+        assert!(value >= least, "{line} {value}");
+    }
+}
+
+async fn a_cluster(counted: &Counted) {
+    let mock = RespMock::start(|_| Answer::Default).await;
+    mock.set_mode("cluster");
+    let seed = Endpoint::tcp(mock.addr().ip().to_string(), mock.addr().port());
+    let backend = connected(Config::cluster([seed]).build().unwrap()).await;
+    for kind in ["moved", "ask"] {
+        let answer = format!("{} 1 {}", kind.to_uppercase(), mock.addr());
+        mock.on(move |request| match request.is("GET") {
+            true => Answer::error(answer.clone()),
+            false => Answer::Default,
+        });
+        redis(&backend).call(get(), LONG).await.unwrap_err();
+        let line = ours(&format!("redirects_total{{kind=\"{kind}\"}}"));
+        assert!(counted.value(&line) >= 1.0);
+    }
+    let line = ours("topology_refresh_duration_seconds_count");
+    counted.until(&line, |count| count >= 1.0).await;
+}
+
+async fn subscriptions(counted: &Counted) {
+    let server = RedisServer::start().await;
+    let backend = on(&server.url()).await;
+    let mut news = backend.bus().subscribe("news").await.unwrap();
+    let mut admin = server.connection().await;
+    let mut kill = redis::cmd("CLIENT");
+    let _: u64 = kill
+        .arg(&["KILL", "TYPE", "pubsub"])
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    let event = tokio::time::timeout(LONG, news.recv()).await.unwrap();
+    assert!(matches!(event, Some(Event::Gap)), "{event:?}");
+    assert!(counted.value(&ours("pubsub_gaps_total")) >= 1.0);
+
+    // More than a mailbox holds.
+    for _ in 0..1_100 {
+        backend.bus().publish("news", b"x").await.unwrap();
+    }
+    counted
+        .until(&ours("pubsub_lost_total"), |count| count >= 50.0)
+        .await;
+
+    let mut forbid = redis::cmd("ACL");
+    let forbid = forbid.arg(&["SETUSER", "default", "resetchannels"]);
+    let _: () = forbid.query_async(&mut admin).await.unwrap();
+    backend.bus().subscribe("other").await.unwrap_err();
+    assert!(counted.value(&ours("subscriptions_refused_total")) >= 1.0);
+}
+
+async fn levels(counted: &Counted) {
+    let server = RedisServer::start().await;
+    let config = Config::from_url(&server.url())
+        .unwrap()
+        .into_builder()
+        .pool_size(1);
+    let backend = connected(config.build().unwrap()).await;
+    let taken = redis(&backend).dedicated("n", LONG).await.unwrap();
+    let asking = redis(&backend);
+    let waiter = tokio::spawn(async move { asking.dedicated("n", LONG * 10).await.map(drop) });
+    let asking = redis(&backend);
+    let wait = Call::new("BLPOP", Class::AtMostOnce).key("never").int(0);
+    let caller = tokio::spawn(async move { asking.call(wait, LONG * 10).await.map(drop) });
+
+    for line in [
+        "pool_connections{state=\"used\"}",
+        "pool_waiting",
+        "in_flight",
+    ] {
+        counted.until(&ours(line), |level| level >= 1.0).await;
+    }
+    drop(taken);
+    waiter.await.unwrap().unwrap();
+    caller.abort();
+    drop(backend);
+    // What a backend adds to a gauge ends with it.
+    for line in [
+        "pool_connections{state=\"used\"}",
+        "pool_waiting",
+        "in_flight",
+    ] {
+        counted.until(&ours(line), |level| level == 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn every_family_of_the_table_counts_and_there_is_no_other() {
+    let recorder = PrometheusBuilder::new().install_recorder().unwrap();
+    let counted = Counted(recorder);
+    calls(&counted).await;
+    a_cluster(&counted).await;
+    subscriptions(&counted).await;
+    levels(&counted).await;
+
+    let rows = TABLE
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let table: BTreeSet<_> = rows.map(|(name, _)| name.to_owned()).collect();
+    assert!(table.len() >= 10, "{table:?}");
+    assert_eq!(counted.families(), table);
+    counted
+        .until(&ours("state{state=\"connected\"}"), |count| count == 0.0)
+        .await;
+}

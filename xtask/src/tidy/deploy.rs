@@ -1,0 +1,312 @@
+//! The files in deploy/ name only what the code knows, and the code only files that are there.
+
+use std::collections::BTreeSet;
+
+use super::sources::{Source, Sources};
+use super::{Finding, code};
+
+const DEPLOY: &str = "deploy/";
+const RULE: &str = "deploy";
+
+/// The files whose string literals are the names and the defaults of variables.
+const TABLES: &[&str] = &[
+    "redis-conn/src/config/variables.rs",
+    "examples/showcase/src/settings.rs",
+];
+
+/// A variable in an environment file or under `environment:` that nothing would read.
+pub(super) fn variables_are_known(sources: &Sources) -> Vec<Finding> {
+    let known = known_variables(sources);
+    let mut findings = Vec::new();
+    for source in deployed(sources).filter(|source| source.is("env") || is_compose(source)) {
+        for (line, text) in (1..).zip(source.text.lines()) {
+            // In an environment file a variable stays one while it is commented out.
+            let text = if source.is("env") {
+                text.trim_start_matches(['#', ' '])
+            } else {
+                text
+            };
+            let unknown = variable(text)
+                .filter(|name| !FOREIGN.contains(name))
+                .filter(|name| !known.contains(&unnumbered(name)));
+            findings.extend(unknown.map(|name| {
+                finding(
+                    source,
+                    line,
+                    &format!("no code reads the variable `{name}`"),
+                )
+            }));
+        }
+    }
+    findings
+}
+
+/// Variables of other programs.
+const FOREIGN: &[&str] = &["REDISCLI_AUTH"];
+
+/// A file that a compose file or a directive names, which is not in deploy/.
+pub(super) fn named_files_exist(sources: &Sources) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for source in deployed(sources) {
+        for (line, text) in uncommented(source) {
+            let named: Vec<&str> = if is_compose(source) {
+                words(text).filter(|word| is_file(word)).collect()
+            } else if source.is("conf") {
+                included(text).into_iter().collect()
+            } else {
+                Vec::new()
+            };
+            for name in named.iter().map(|path| base(path)) {
+                if sources.get(&format!("{DEPLOY}{name}")).is_none() {
+                    findings.push(finding(source, line, &format!("{DEPLOY}{name} is missing")));
+                }
+            }
+        }
+    }
+    findings
+}
+
+/// A number that looks like a port, and that no server listens on: every number of four or five digits
+/// in a compose file.
+pub(super) fn ports_are_known(sources: &Sources) -> Vec<Finding> {
+    let mut known: BTreeSet<&str> = BTreeSet::new();
+    for source in deployed(sources).filter(|source| source.is("conf")) {
+        known.extend(uncommented(source).filter_map(|(_, text)| text.strip_prefix("port ")));
+    }
+    let tables: Vec<String> = TABLES.iter().map(|file| code_of(sources, file)).collect();
+    known.extend(tables.iter().flat_map(|table| numbers(table)));
+    let mut findings = Vec::new();
+    for source in deployed(sources).filter(|source| is_compose(source)) {
+        for (line, text) in uncommented(source) {
+            for port in numbers(text).filter(|port| !known.contains(port)) {
+                findings.push(finding(
+                    source,
+                    line,
+                    &format!("nothing listens on port {port}"),
+                ));
+            }
+        }
+    }
+    findings
+}
+
+/// A file in deploy/ that testkit or xtask starts servers from, and that is not there.
+pub(super) fn started_files_exist(sources: &Sources) -> Vec<Finding> {
+    let starters = sources.iter().filter(|source| {
+        source.is("rs")
+            && ["testkit", "xtask"].contains(&source.top())
+            // The rules have to spell what they refuse.
+            && !source.path.starts_with("xtask/src/tidy/")
+    });
+    let mut findings = Vec::new();
+    for source in starters {
+        for (line, text) in (1..).zip(source.text.lines()) {
+            for name in words(text).filter_map(|word| word.split_once(DEPLOY)) {
+                let file = format!("{DEPLOY}{}", name.1.trim_end_matches('.'));
+                if is_file(&file) && sources.get(&file).is_none() {
+                    findings.push(finding(source, line, &format!("{file} is missing")));
+                }
+            }
+        }
+    }
+    findings
+}
+
+fn deployed(sources: &Sources) -> impl Iterator<Item = &Source> {
+    sources
+        .iter()
+        .filter(|source| source.path.starts_with(DEPLOY))
+}
+
+fn is_compose(source: &Source) -> bool {
+    source.is("yaml")
+}
+
+fn is_file(word: &str) -> bool {
+    let kinds = [".conf", ".acl", ".env", ".yaml"];
+    kinds.iter().any(|kind| word.ends_with(kind))
+}
+
+fn base(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn uncommented(source: &Source) -> impl Iterator<Item = (usize, &str)> {
+    let lines = (1..).zip(source.text.lines().map(str::trim));
+    lines.filter(|(_, text)| !text.starts_with('#'))
+}
+
+/// What is left of `text` when everything that is in no path is a separator.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || "._-/{}".contains(c)))
+}
+
+/// The file that a directive reads.
+fn included(text: &str) -> Option<&str> {
+    let (directive, file) = text.split_once(' ')?;
+    ["include", "aclfile"]
+        .contains(&directive)
+        .then(|| file.trim().trim_matches('"'))
+}
+
+/// The name in `NAME=value`, `NAME: value` and `- NAME=value`.
+fn variable(text: &str) -> Option<&str> {
+    let text = text.trim().trim_start_matches("- ");
+    let (name, _) = text.split_once(['=', ':'])?;
+    is_variable(name).then_some(name)
+}
+
+fn is_variable(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_uppercase())
+        && name.len() > 1
+        && name
+            .replace("{n}", "")
+            .bytes()
+            .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// `REDIS_NODE2_HOST` as the table has it: `REDIS_NODE{n}_HOST`.
+fn unnumbered(name: &str) -> String {
+    let mut text = String::new();
+    let mut digits = false;
+    for c in name.chars() {
+        if !c.is_ascii_digit() {
+            text.push(c);
+        } else if !digits {
+            text += "{n}";
+        }
+        digits = c.is_ascii_digit();
+    }
+    text
+}
+
+/// The names in the tables, but for those that are there to be refused.
+fn known_variables(sources: &Sources) -> BTreeSet<String> {
+    let mut known = BTreeSet::new();
+    for table in TABLES {
+        let code = code_of(sources, table);
+        let parts: Vec<&str> = code.split('"').collect();
+        for pair in parts.windows(2).filter(|pair| is_variable(pair[1])) {
+            if !pair[0].trim_end().ends_with("refused(") {
+                known.insert(unnumbered(pair[1]));
+                known.insert(pair[1].to_owned());
+            }
+        }
+    }
+    known
+}
+
+fn code_of(sources: &Sources, file: &str) -> String {
+    let text = sources.get(file).map_or("", |source| &*source.text);
+    code::without_tests(text).to_owned()
+}
+
+/// The numbers of four or five digits, each standing alone.
+fn numbers(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| word.bytes().all(|b| b.is_ascii_digit()))
+        .filter(|word| matches!(word.len(), 4 | 5))
+}
+
+fn finding(source: &Source, line: usize, what: &str) -> Finding {
+    Finding {
+        file: source.path.clone(),
+        line,
+        what: what.to_owned(),
+        rule: RULE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: (&str, &str) = (
+        "redis-conn/src/config/variables.rs",
+        "const A: V = open(\"REDIS_HOST\", X, \"6379\");\nnumbered(\n    \"REDIS_NODE{n}_HOST\", H);\n\
+         refused(\"REDIS_PARTITIONS\", false);\n#[cfg(test)]\nmod tests { \"REDIS_TEST\" }\n",
+    );
+    const SHOWCASE: (&str, &str) = (
+        "examples/showcase/src/settings.rs",
+        "reader.number(\"PORT\", 3000, 0..=u16::MAX);\n",
+    );
+
+    fn found(rule: fn(&Sources) -> Vec<Finding>, files: &[(&str, &str)]) -> Vec<String> {
+        let sources = Sources::of(&[&[TABLE, SHOWCASE], files].concat());
+        let findings = rule(&sources);
+        findings.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_variable_that_nobody_reads_is_found() {
+        let env = "# A text: with a colon\nREDIS_HOST=x\n# REDIS_NODE12_HOST=y\n#REDIS_HSOT=z\n\
+                   REDIS_NODE_HOST=z\nPORT=80\n";
+        assert_eq!(
+            found(variables_are_known, &[("deploy/a.env", env)]),
+            [
+                "deploy/a.env:4: no code reads the variable `REDIS_HSOT` (deploy)",
+                "deploy/a.env:5: no code reads the variable `REDIS_NODE_HOST` (deploy)",
+            ]
+        );
+        let compose = "# REDIS_OLD: x\nenvironment:\n  REDIS_HOST: x\n  REDIS_PARTITIONS: y\n  - REDIS_TEST=z\n\
+                       \x20 REDISCLI_AUTH: x\n  test: [\"CMD\"]\n";
+        assert_eq!(
+            found(variables_are_known, &[("deploy/compose.yaml", compose)]),
+            [
+                "deploy/compose.yaml:4: no code reads the variable `REDIS_PARTITIONS` (deploy)",
+                "deploy/compose.yaml:5: no code reads the variable `REDIS_TEST` (deploy)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_named_and_missing_is_found() {
+        let compose = "- ./redis.conf:/etc/towerkeep/redis.conf:ro\n# other.conf\nenv_file: ./a.env\n\
+                       command: cp /etc/towerkeep/* . && redis-server gone.conf\n";
+        let conf = "include redis.conf\n# include other.conf\naclfile users.acl\ncluster-config-file nodes.conf\n";
+        assert_eq!(
+            found(
+                named_files_exist,
+                &[("deploy/c.yaml", compose), ("deploy/redis.conf", conf)]
+            ),
+            [
+                "deploy/c.yaml:3: deploy/a.env is missing (deploy)",
+                "deploy/c.yaml:4: deploy/gone.conf is missing (deploy)",
+                "deploy/redis.conf:3: deploy/users.acl is missing (deploy)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_port_that_nothing_listens_on_is_found() {
+        let conf = "port 26379\n# port 1234\n";
+        let compose = "- \"127.0.0.1:6379:6379\"\n- \"3000:3001\"\n# 9999\ntest: redis-cli -p 26379\n\
+                       ports: [\"1234\"]\nsubnet: 172.30.1.0/24\n";
+        assert_eq!(
+            found(
+                ports_are_known,
+                &[("deploy/c.yaml", compose), ("deploy/s.conf", conf)]
+            ),
+            [
+                "deploy/c.yaml:2: nothing listens on port 3001 (deploy)",
+                "deploy/c.yaml:5: nothing listens on port 1234 (deploy)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_file_that_servers_are_started_from_must_be_there() {
+        let text = "const A: &str = \"deploy/redis.conf\";\nconst B: &str = \"deploy/gone.conf\";\n\
+                    // What deploy/ holds; see deploy/users.acl.\nformat!(\"../deploy/other.acl\")\n";
+        let files = [("testkit/src/a.rs", text), ("deploy/redis.conf", "")];
+        assert_eq!(
+            found(started_files_exist, &files),
+            [
+                "testkit/src/a.rs:2: deploy/gone.conf is missing (deploy)",
+                "testkit/src/a.rs:3: deploy/users.acl is missing (deploy)",
+                "testkit/src/a.rs:4: deploy/other.acl is missing (deploy)",
+            ]
+        );
+        assert!(found(started_files_exist, &[("redis-conn/src/a.rs", text)]).is_empty());
+    }
+}
