@@ -5,8 +5,8 @@ use std::{any::Any, fmt, path::Path, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout_at};
 
 use crate::{
-    BackendBuilder, Bus, Clock, Error, ErrorKind, FromEnvError, Layout, Part, State,
-    StateWatch, SystemClock,
+    BackendBuilder, Bus, Clock, Error, ErrorKind, FromEnvError, Layout, Part, State, StateWatch,
+    SystemClock,
     builder::default_instance,
     config::{self, Selected},
     deadline,

@@ -68,14 +68,13 @@
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `redis` | yes | [`Backend::redis`]: a single Redis (6.2 or newer) or Valkey (7.2 or newer) server, over TCP or a Unix socket |
+//! | `redis` | yes | [`Backend::redis`]: Redis (6.2 or newer) or Valkey (7.2 or newer): a single server, a cluster, or a primary that sentinels name |
 //! | `tls` | | TLS to a server, by `rediss://`, `REDIS_TLS=true` or [`Tls`] |
 //! | `sqlite` | | [`Backend::sqlite`] |
 //! | `metrics` | | what the connection manager counts, see [Metrics](#metrics) |
 //! | `tracing` | | events of the connection manager, on the target `redis_conn`, and [command spans](#traces) |
 //!
-//! Asking for something whose feature is off is an error that names the feature. TLS, cluster and
-//! sentinel can be configured, but are not there yet; starting with them is an error that says so.
+//! Asking for something whose feature is off is an error that names the feature.
 //!
 //! # Minimum supported Rust version
 //!
@@ -123,7 +122,8 @@ pub use crate::{
     },
     error::{Error, ErrorKind},
     health::{
-        Check, Connection, Details, Health, HealthWatch, LastError, NodeDetails, PoolDetails, Status, Summary,
+        Check, Connection, Details, Health, HealthWatch, LastError, NodeDetails, PoolDetails,
+        Status, Summary,
     },
     lifecycle::{Drain, Part, Phase},
     namespace::Layout,

@@ -330,7 +330,7 @@ async fn a_channel_that_is_forbidden_ends_and_the_others_go_on() {
     assert_eq!(end.expect("it is deaf and does not know"), None);
     let health = backend.health();
     assert_eq!(health.overall, redis_conn::Status::Degraded);
-    assert!(health.checks[0].message.contains("NOPERM"), "{health:?}");
+    assert!(health.checks[0].message.contains("refused"), "{health:?}");
     backend.ready(LONG).await.unwrap();
     bus.publish("good", b"after").await.unwrap();
     assert_eq!(message(&mut good).await, "after");
@@ -444,10 +444,10 @@ async fn each_message_to_a_slow_subscriber_is_received_or_counted_as_lost() {
     let mut replies = vec![0; ":1\r\n".len() * BATCH as usize];
     let mut sent = 0;
     while sent < SENT {
-        let (mut requests, mut answers) = (&batch.as_bytes()[..], &mut replies[..]);
+        let (mut requests, answers) = (batch.as_bytes(), &mut replies[..]);
         let (mut reader, mut writer) = publisher.split();
         let written = tokio::io::copy(&mut requests, &mut writer);
-        let (written, read) = tokio::join!(written, reader.read_exact(&mut answers));
+        let (written, read) = tokio::join!(written, reader.read_exact(answers));
         assert!(written.is_ok() && read.is_ok());
         sent += BATCH;
         // A client that cannot follow the server is cut by it, which is another matter.

@@ -72,7 +72,8 @@ fn keys() -> [String; 3] {
     let third = |key: &str| RedisCluster::slot_of(key) / 5_461;
     let of = |shard: u16| {
         let mut keys = (0..).map(|n| format!("{{k{n}}}"));
-        keys.find(|key| third(key) == shard).expect("some key is there")
+        keys.find(|key| third(key) == shard)
+            .expect("some key is there")
     };
     [of(0), of(1), of(2)]
 }
@@ -88,10 +89,16 @@ async fn commands_go_to_the_node_of_their_key() {
     for n in 0..200 {
         let key = format!("key:{n}");
         redis.call(set(&key, &n.to_string()), LONG).await.unwrap();
-        assert_eq!(text(redis.call(get(&key), LONG).await.unwrap()), n.to_string());
+        assert_eq!(
+            text(redis.call(get(&key), LONG).await.unwrap()),
+            n.to_string()
+        );
     }
     let calls = cluster.command_calls().await;
-    assert_eq!(calls["get"].calls, 200, "no command is sent to a wrong node first");
+    assert_eq!(
+        calls["get"].calls, 200,
+        "no command is sent to a wrong node first"
+    );
 
     let keyless = Call::new("PING", Class::Idempotent);
     assert_eq!(text(redis.call(keyless, LONG).await.unwrap()), "PONG");
@@ -101,7 +108,10 @@ async fn commands_go_to_the_node_of_their_key() {
     for _ in 0..2 {
         let script = redis.script(&SCRIPT, Class::AtMostOnce, &[&key]).arg("a");
         let [echoed, argument] = script.run(LONG).await.unwrap().array().unwrap();
-        assert_eq!((text(echoed), text(argument)), (key.clone(), "a".to_owned()));
+        assert_eq!(
+            (text(echoed), text(argument)),
+            (key.clone(), "a".to_owned())
+        );
     }
 
     let crossing = Call::new("DEL", Class::Idempotent).key("a").key("b");
@@ -117,7 +127,9 @@ async fn a_lost_reply_of_an_at_most_once_command_is_ambiguous_and_it_ran_once() 
     let [key, ..] = keys();
     let owner = cluster.primary_of(RedisCluster::slot_of(&key)).await;
 
-    cluster.proxy(owner).set(Fault::close_instead_of_reply("INCR"));
+    cluster
+        .proxy(owner)
+        .set(Fault::close_instead_of_reply("INCR"));
     let cut = redis.call(incr(&key), LONG).await.unwrap_err();
     assert!(cut.is_ambiguous(), "{cut}");
     cluster.proxy(owner).set(Fault::Pass);
@@ -142,9 +154,13 @@ async fn a_lost_reply_of_an_idempotent_command_is_asked_for_again() {
     let owner = cluster.primary_of(RedisCluster::slot_of(&key)).await;
     redis.call(incr(&key), LONG).await.unwrap();
 
-    cluster.proxy(owner).set(Fault::close_instead_of_reply("GET"));
+    cluster
+        .proxy(owner)
+        .set(Fault::close_instead_of_reply("GET"));
     let asked = tokio::spawn(async move { redis.call(get(&key), LONG).await });
-    let dropped = cluster.proxy(owner).wait_for(|stats| stats.dropped_replies >= 1);
+    let dropped = cluster
+        .proxy(owner)
+        .wait_for(|stats| stats.dropped_replies >= 1);
     dropped.await;
     cluster.proxy(owner).set(Fault::Pass);
     assert_eq!(text(asked.await.unwrap().unwrap()), "1");
@@ -157,7 +173,9 @@ async fn until(mut holds: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(LONG, polled).await.expect("it never held");
+    tokio::time::timeout(LONG, polled)
+        .await
+        .expect("it never held");
 }
 
 /// Writes to one shard without a pause, and what became of it.
@@ -175,7 +193,10 @@ struct Tally {
 
 impl Writer {
     fn start(redis: &Redis, key: &str) -> Self {
-        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, acknowledged) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
         let (redis, key) = (redis.clone(), key.to_owned());
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&acknowledged));
         let task = tokio::spawn(async move {
@@ -223,7 +244,10 @@ async fn a_shard_is_lost(fail: impl FnOnce(&RedisCluster, usize)) {
     let slot = RedisCluster::slot_of(&lost);
     let owner = cluster.primary_of(slot).await;
 
-    let others = [Writer::start(&redis, &second), Writer::start(&redis, &third)];
+    let others = [
+        Writer::start(&redis, &second),
+        Writer::start(&redis, &third),
+    ];
     for writer in &others {
         writer.goes_on().await;
     }
@@ -234,7 +258,10 @@ async fn a_shard_is_lost(fail: impl FnOnce(&RedisCluster, usize)) {
     for writer in others {
         writer.goes_on().await;
         let (_, tally) = writer.stop().await;
-        assert!(tally.failed.is_empty(), "the other shards see nothing: {tally:?}");
+        assert!(
+            tally.failed.is_empty(),
+            "the other shards see nothing: {tally:?}"
+        );
         assert!(tally.longest < Duration::from_secs(10), "{tally:?}");
     }
     assert!(backend.watch_state().wait_for(State::Connected).await);
@@ -281,7 +308,11 @@ async fn a_hot_slot_moves_under_writes_and_nobody_notices() {
         let (acknowledged, tally) = writer.stop().await;
         assert!(tally.failed.is_empty(), "{tally:?}");
         let stored = text(redis.call(get(key), LONG).await.unwrap());
-        assert_eq!(stored, acknowledged.to_string(), "nothing lost, nothing doubled");
+        assert_eq!(
+            stored,
+            acknowledged.to_string(),
+            "nothing lost, nothing doubled"
+        );
     }
 }
 
@@ -296,7 +327,9 @@ async fn a_new_key_of_a_slot_on_its_way_is_made_where_the_slot_goes() {
 
     static SCRIPT: Script = Script::new("return redis.call('INCR', KEYS[1])");
     for n in 1..=3 {
-        let run = redis.script(&SCRIPT, Class::AtMostOnce, &["{new}:1"]).run(LONG);
+        let run = redis
+            .script(&SCRIPT, Class::AtMostOnce, &["{new}:1"])
+            .run(LONG);
         assert_eq!(run.await.unwrap().int().unwrap(), n);
     }
     cluster.finish_migration(migration).await;
@@ -352,7 +385,9 @@ async fn every_node_ever_seen_leads_back_into_the_cluster() {
 
     // The only address of the configuration is gone for good.
     cluster.kill(0);
-    let elected = cluster.wait_for_new_primary(RedisCluster::slot_of(&key), 0).await;
+    let elected = cluster
+        .wait_for_new_primary(RedisCluster::slot_of(&key), 0)
+        .await;
     until(async || redis.call(incr(&key), LONG).await.is_ok()).await;
     // Its successor hands over in turn, so that the slots must be looked up without the first node.
     cluster.restart(0).await;
@@ -382,8 +417,14 @@ async fn a_configuration_for_another_kind_of_server_is_named() {
     let node = endpoints(&cluster).remove(0);
     let single = Endpoint::tcp("127.0.0.1", server.port());
     for (config, found) in [
-        (Config::builder(node).build().unwrap(), "a node of a cluster"),
-        (Config::cluster([single]).build().unwrap(), "a single server"),
+        (
+            Config::builder(node).build().unwrap(),
+            "a node of a cluster",
+        ),
+        (
+            Config::cluster([single]).build().unwrap(),
+            "a single server",
+        ),
     ] {
         let backend = Backend::redis(config).unwrap();
         assert!(backend.watch_state().wait_for(State::Error).await);
@@ -454,7 +495,11 @@ async fn a_storm_of_redirections_is_no_storm_of_look_ups() {
     let asked = here.count("CLUSTER SLOTS") + there.count("CLUSTER SLOTS") - before;
     // Two witnesses are asked at each look-up, and there are no more than four in a second.
     let look_ups = began.elapsed().as_millis() as usize / 250 + 2;
-    assert!(asked <= 2 * look_ups, "{asked} questions in {:?}", began.elapsed());
+    assert!(
+        asked <= 2 * look_ups,
+        "{asked} questions in {:?}",
+        began.elapsed()
+    );
     assert!(asked > 0, "a redirection is a reason to look up the slots");
 }
 

@@ -367,12 +367,14 @@ async fn a_server_that_became_a_replica_is_left_for_the_one_that_has_its_place()
         ErrorKind::Unavailable,
         "it was not executed: {refused}"
     );
-    assert_eq!(backend.state(), State::Connected, "it goes on for those who read");
+    assert_eq!(
+        backend.state(),
+        State::Connected,
+        "it goes on for those who read"
+    );
 
     proxy.lead_to(new.addr());
-    let resumed = async {
-        while redis.call(incr("n"), LONG).await.is_err() {}
-    };
+    let resumed = async { while redis.call(incr("n"), LONG).await.is_err() {} };
     tokio::time::timeout(LONG, resumed).await.unwrap();
     assert_eq!(stored(&new, "n").await, Some(1));
     assert_eq!(stored(&old, "n").await, None);
@@ -574,7 +576,11 @@ async fn dropping_the_last_handle_ends_every_task_and_connection() {
     let before = tasks.num_alive_tasks();
     let backend = connected(&proxy.url()).await;
     let subscription = backend.bus().subscribe("news").await.unwrap();
-    redis(&backend).dedicated("k", LONG).await.unwrap().release();
+    redis(&backend)
+        .dedicated("k", LONG)
+        .await
+        .unwrap()
+        .release();
     assert_eq!(
         proxy.connections(),
         3,
@@ -843,7 +849,10 @@ async fn writes_to_a_replica_leave_its_readers_alone() {
         assert_eq!(*refused.kind(), ErrorKind::Unavailable);
     }
     let after = redis.call(id(), LONG).await.unwrap();
-    assert_eq!(before, after, "the connection was not replaced by one to the same server");
+    assert_eq!(
+        before, after,
+        "the connection was not replaced by one to the same server"
+    );
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ async fn run(server: &RedisServer, text: &str) -> Reply {
 async fn a_rewritten_script_reads_the_clock_in_the_shape_of_time() {
     let rewrite: fn(&str) -> String = frozen_time_script;
     let server = RedisServer::start().await;
-    let clock = RedisClock::new();
+    let clock = RedisClock::new(&server).await;
     let real = run(&server, SCRIPT).await;
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -41,6 +41,7 @@ async fn a_rewritten_script_reads_the_clock_in_the_shape_of_time() {
         .as_secs();
     assert!(now.abs_diff(real.3.parse().unwrap()) < 60);
 
+    let frozen = rewrite(SCRIPT);
     let expected = |seconds: &str, micros: &str| {
         let string = "string".to_owned();
         (
@@ -55,30 +56,22 @@ async fn a_rewritten_script_reads_the_clock_in_the_shape_of_time() {
         (&real.0, &real.1, real.2),
         (&"string".to_owned(), &"string".to_owned(), 2)
     );
-    assert_eq!(run(&server, &rewrite(SCRIPT)).await, expected("1700000000", "0"));
-    assert_eq!(run(&server, &rewrite(SCRIPT)).await, expected("1700000000", "0"));
-    clock.advance(Duration::from_micros(1_000_042));
-    assert_eq!(clock.micros(), EPOCH_MICROS + 1_000_042);
-    assert_eq!(run(&server, &rewrite(SCRIPT)).await, expected("1700000001", "42"));
-    clock.set_micros(999);
-    assert_eq!(run(&server, &rewrite(SCRIPT)).await, expected("0", "999"));
-    assert_eq!(server.keys().await, ["k"], "it needs no key");
-}
-
-#[test]
-fn a_clock_is_that_of_its_thread() {
-    let clock = RedisClock::new();
-    let text = "local t = redis.call('TIME')";
-    assert_eq!(frozen_time_script(text), "local t = { '1700000000', '0' }");
-    let elsewhere = std::thread::spawn(|| catch_unwind(|| frozen_time_script(text)).is_err());
-    assert!(elsewhere.join().unwrap(), "it has none");
-    let elsewhere = std::thread::spawn(move || catch_unwind(move || clock.set_micros(1)).is_err());
-    assert!(elsewhere.join().unwrap(), "it belongs to this one");
+    assert_eq!(run(&server, &frozen).await, expected("1700000000", "0"));
+    assert_eq!(run(&server, &frozen).await, expected("1700000000", "0"));
+    clock.advance(Duration::from_micros(1_000_042)).await;
+    assert_eq!(clock.micros().await, EPOCH_MICROS + 1_000_042);
+    assert_eq!(run(&server, &frozen).await, expected("1700000001", "42"));
+    clock.set_micros(999).await;
+    assert_eq!(run(&server, &frozen).await, expected("0", "999"));
+    assert_eq!(
+        server.keys().await,
+        ["k"],
+        "the clock's own key is not listed"
+    );
 }
 
 #[test]
 fn a_script_must_read_its_time_once() {
-    let _clock = RedisClock::new();
     let refused = |text: &'static str| catch_unwind(|| frozen_time_script(text)).is_err();
     assert!(refused("return 1"));
     assert!(refused(

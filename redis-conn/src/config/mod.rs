@@ -233,7 +233,6 @@ impl Config {
 
     /// The same for the sentinels, who have users of their own.
     #[cfg(feature = "redis")]
-    #[allow(dead_code, reason = "no dialer speaks to sentinels yet")]
     pub(crate) async fn sentinel_login(&self) -> Result<Option<Login>, Error> {
         self.sentinel_account.login().await
     }

@@ -56,9 +56,9 @@ impl Greeting {
             return Err(unreadable());
         };
         let field = |wanted: &str| {
-            fields.iter().find_map(|(name, value)| {
-                (text(name)? == wanted).then(|| text(value)).flatten()
-            })
+            fields
+                .iter()
+                .find_map(|(name, value)| (text(name)? == wanted).then(|| text(value)).flatten())
         };
         let brand = match field("server") {
             Some("valkey") => Brand::Valkey,
@@ -75,7 +75,9 @@ impl Greeting {
         };
         Ok(Self {
             brand,
-            version: field("version").and_then(Version::parse).ok_or_else(unreadable)?,
+            version: field("version")
+                .and_then(Version::parse)
+                .ok_or_else(unreadable)?,
             mode,
             role,
         })
@@ -158,7 +160,12 @@ mod tests {
     }
 
     fn greeting(server: &str, version: &str) -> Greeting {
-        let fields = [("server", server), ("version", version), ("mode", "standalone"), ("role", "master")];
+        let fields = [
+            ("server", server),
+            ("version", version),
+            ("mode", "standalone"),
+            ("role", "master"),
+        ];
         Greeting::read(&hello(&fields)).unwrap()
     }
 
@@ -187,7 +194,12 @@ mod tests {
         let single = greeting("redis", "7.0.15");
         assert!(single.check(Mode::Cluster).is_err());
         assert!(single.check(Mode::Sentinel).is_err());
-        let failure = Greeting { mode: Mode::Cluster, ..single }.check(Mode::Standalone).unwrap_err();
+        let failure = Greeting {
+            mode: Mode::Cluster,
+            ..single
+        }
+        .check(Mode::Standalone)
+        .unwrap_err();
         assert!(failure.error.to_string().contains("a node of a cluster"));
     }
 

@@ -190,7 +190,8 @@ impl Lane {
 }
 
 fn down(cause: &Failure) -> Failure {
-    let error = Error::new(ErrorKind::Unavailable, "not connected").with_source(cause.error.clone());
+    let error =
+        Error::new(ErrorKind::Unavailable, "not connected").with_source(cause.error.clone());
     Failure::new(Fault::Away, error)
 }
 

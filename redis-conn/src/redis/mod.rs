@@ -32,6 +32,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::probe::Probes;
 use self::{
     board::Board,
     cluster::{Cluster, Redirect},
@@ -46,7 +47,6 @@ use self::{
     target::Target,
     telemetry::Telemetry,
 };
-pub(crate) use self::probe::Probes;
 pub use self::{
     call::{Call, Class, Reply},
     pool::Dedicated,
@@ -128,9 +128,15 @@ impl Redis {
             config::Topology::Sentinel { sentinels, master } => {
                 let dialer = Dialer::new(config.clone(), &options.client_name, Mode::Sentinel);
                 let sentinels = Sentinels::start(sentinels, master, dialer, &context);
-                Topology::One(Node::start(Target::Primary(sentinels), Purpose::Lane, &context))
+                Topology::One(Node::start(
+                    Target::Primary(sentinels),
+                    Purpose::Lane,
+                    &context,
+                ))
             }
-            config::Topology::Cluster { nodes } => Topology::Cluster(Cluster::start(nodes, &context)),
+            config::Topology::Cluster { nodes } => {
+                Topology::Cluster(Cluster::start(nodes, &context))
+            }
         };
         let pubsub = match &topology {
             Topology::One(node) => PubSub::on_one(node.target().clone(), hub, &context),
@@ -226,7 +232,9 @@ impl Redis {
         let deadline = deadline::after(deadline);
         let node = match &self.inner.topology {
             Topology::One(node) => Arc::clone(node),
-            Topology::Cluster(cluster) => cluster.node_of(key, deadline).await.map_err(|f| f.error)?,
+            Topology::Cluster(cluster) => {
+                cluster.node_of(key, deadline).await.map_err(|f| f.error)?
+            }
         };
         // The lanes end with the runtime that drives them.
         if self.inner.context.closed.is_cancelled() || node.is_closed() {
@@ -273,7 +281,9 @@ impl Redis {
             }
             _ => Call::new("PUBLISH", Class::AtMostOnce).arg(channel),
         };
-        self.call(call.arg(frame), self.command_timeout()).await.map(drop)
+        self.call(call.arg(frame), self.command_timeout())
+            .await
+            .map(drop)
     }
 
     pub(crate) async fn listen(&self, channel: &Arc<str>) -> Result<(), Error> {

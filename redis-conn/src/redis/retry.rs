@@ -40,7 +40,12 @@ pub(super) enum Next {
 }
 
 impl<'a> Retries<'a> {
-    pub(super) fn new(config: &'a Config, class: Class, deadline: Instant, elsewhere: bool) -> Self {
+    pub(super) fn new(
+        config: &'a Config,
+        class: Class,
+        deadline: Instant,
+        elsewhere: bool,
+    ) -> Self {
         Self {
             config,
             class,
@@ -58,7 +63,9 @@ impl<'a> Retries<'a> {
             Again::Now if self.retry() => Next::After(Duration::ZERO),
             Again::Now => Next::Fail,
             Again::Follow => match &failure.redirect {
-                Some(redirect) if self.elsewhere && self.redirect() => Next::Follow(redirect.clone()),
+                Some(redirect) if self.elsewhere && self.redirect() => {
+                    Next::Follow(redirect.clone())
+                }
                 _ => Next::Fail,
             },
             // Nobody takes the place of a server that is alone: those who can do without it must not wait.
@@ -77,7 +84,11 @@ impl<'a> Retries<'a> {
             Pause::Backoff => (self.retry(), self.next_backoff()),
         };
         let in_time = Instant::now() + length < self.deadline;
-        if allowed && in_time { Next::After(length) } else { Next::Fail }
+        if allowed && in_time {
+            Next::After(length)
+        } else {
+            Next::Fail
+        }
     }
 
     fn redirect(&mut self) -> bool {

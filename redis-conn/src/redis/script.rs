@@ -106,4 +106,3 @@ impl ScriptCall<'_> {
 fn is_unknown(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Server(prefix) if &**prefix == "NOSCRIPT")
 }
-

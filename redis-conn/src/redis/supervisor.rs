@@ -192,7 +192,10 @@ impl Supervisor {
             }
             match self.dial().await {
                 Ok(found) if found.connection.greeting.role == Role::Primary => return found,
-                Ok(_) => event!(warn, "the server refuses writes, and no other has its place yet"),
+                Ok(_) => event!(
+                    warn,
+                    "the server refuses writes, and no other has its place yet"
+                ),
                 Err(failure) => event!(warn, "no other server in its place: {}", failure.error),
             }
             sleep(REDISCOVER / 2 + jitter(REDISCOVER / 2)).await;

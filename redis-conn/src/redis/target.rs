@@ -41,7 +41,9 @@ impl Target {
         let connection = dialer.dial(&endpoint, purpose, pushes).await?;
         // The sentinels may name a server that does not know of its promotion yet, or not of its demotion.
         if matches!(self, Self::Primary(_)) && connection.greeting.role != Role::Primary {
-            return Err(Failure::away("the server that the sentinels name is a replica"));
+            return Err(Failure::away(
+                "the server that the sentinels name is a replica",
+            ));
         }
         Ok(Found {
             connection,

@@ -36,6 +36,10 @@ pub(super) struct Telemetry {
     meters: Meters,
 }
 
+#[allow(
+    clippy::unused_self,
+    reason = "where a feature is off there is nothing to do with it"
+)]
 impl Telemetry {
     pub(super) fn new() -> Self {
         Self {

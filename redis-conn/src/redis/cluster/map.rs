@@ -44,7 +44,9 @@ impl Map {
         let mut owners = vec![NOBODY; usize::from(SLOTS)].into_boxed_slice();
         let mut shards: Vec<Shard> = Vec::new();
         for range in &view.ranges {
-            let known = shards.iter().position(|shard| shard.endpoint == range.primary);
+            let known = shards
+                .iter()
+                .position(|shard| shard.endpoint == range.primary);
             let index = match known {
                 Some(index) => index,
                 None => {
@@ -91,7 +93,8 @@ impl Map {
         if reads == ScaleReads::Primary {
             return Some(Arc::clone(&shard.primary));
         }
-        let mut candidates: Vec<&Arc<Node>> = shard.replicas.iter().filter(|node| node.is_up()).collect();
+        let mut candidates: Vec<&Arc<Node>> =
+            shard.replicas.iter().filter(|node| node.is_up()).collect();
         if reads == ScaleReads::Any {
             candidates.push(&shard.primary);
         }
@@ -104,7 +107,9 @@ impl Map {
     pub(super) fn any(&self) -> Option<Arc<Node>> {
         let (turn, count) = (self.turn(), self.shards.len().max(1));
         let at = |step: usize| self.shards.get(turn.wrapping_add(step) % count);
-        let up = (0..count).filter_map(at).find(|shard| shard.primary.is_up());
+        let up = (0..count)
+            .filter_map(at)
+            .find(|shard| shard.primary.is_up());
         up.or_else(|| at(0)).map(|shard| Arc::clone(&shard.primary))
     }
 

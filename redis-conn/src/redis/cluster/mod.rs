@@ -91,7 +91,9 @@ impl Cluster {
 
     /// What a failure says about the map.
     fn learn(&self, mut failure: Failure, node: &Node) -> Failure {
-        if let (Some(redirect), Target::Member(endpoint, _)) = (&mut failure.redirect, node.target()) {
+        if let (Some(redirect), Target::Member(endpoint, _)) =
+            (&mut failure.redirect, node.target())
+        {
             redirect.complete(endpoint);
         }
         match failure.fault {
@@ -197,7 +199,9 @@ impl Cluster {
     /// The nodes that answer at once, in no order.
     fn live(&self) -> Vec<(Endpoint, Arc<Node>)> {
         let members = self.members();
-        let live = members.iter().filter(|((_, purpose), node)| *purpose == Purpose::Lane && node.is_up());
+        let live = members
+            .iter()
+            .filter(|((_, purpose), node)| *purpose == Purpose::Lane && node.is_up());
         live.map(|((endpoint, _), node)| (endpoint.clone(), Arc::clone(node)))
             .collect()
     }

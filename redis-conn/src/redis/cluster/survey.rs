@@ -13,14 +13,10 @@ use tokio::{
 use super::{Cluster, Sight, view::View};
 use crate::{
     State,
-    config::Endpoint,
+    config::{Endpoint, ScaleReads},
     random,
     redis::{
-        Call, Class, Context,
-        board::LightId,
-        dial::Purpose,
-        fault::Failure,
-        greeting::Version,
+        Call, Class, Context, board::LightId, dial::Purpose, fault::Failure, greeting::Version,
         node::Node,
     },
     trace::event,
@@ -31,6 +27,9 @@ const FLOOR: Duration = Duration::from_millis(250);
 
 /// The longest time between two look-ups: a new replica, or a node without keys in use, gives no other sign.
 const PERIOD: Duration = Duration::from_secs(30);
+
+/// The same for those who read from replicas: a node does not name a replica until it has copied something, and nothing tells when.
+const PERIOD_OF_READERS: Duration = Duration::from_secs(5);
 
 /// How many nodes are asked at the same time. One alone may be cut off from the others and not know it.
 const WITNESSES: usize = 3;
@@ -87,19 +86,27 @@ impl Surveyor {
     }
 
     async fn keep_up_to_date(&mut self) {
-        let Some(trigger) = self.cluster.upgrade().map(|cluster| Arc::clone(cluster.trigger())) else {
+        let Some(trigger) = self
+            .cluster
+            .upgrade()
+            .map(|cluster| Arc::clone(cluster.trigger()))
+        else {
             return;
         };
         if self.context.dialer.config().lazy_connect() {
             trigger.pulled().await;
         }
+        let period = match self.context.dialer.config().scale_reads() {
+            ScaleReads::Primary => PERIOD,
+            ScaleReads::Replica | ScaleReads::Any => PERIOD_OF_READERS,
+        };
         loop {
             let began = Instant::now();
             let settled = self.survey().await;
             self.context.telemetry.refreshed(began.elapsed());
             sleep_until(began + FLOOR).await;
             if settled {
-                let _ = timeout(PERIOD, trigger.pulled()).await;
+                let _ = timeout(period, trigger.pulled()).await;
             }
         }
     }
@@ -114,7 +121,11 @@ impl Surveyor {
         let testimonies = match self.ask(&cluster).await {
             Ok(testimonies) => testimonies,
             Err(failure) => {
-                event!(warn, "no node of the cluster tells who has the slots: {}", failure.error);
+                event!(
+                    warn,
+                    "no node of the cluster tells who has the slots: {}",
+                    failure.error
+                );
                 board.fail(self.light, &failure);
                 cluster.sight.send_if_modified(|sight| {
                     let blind = matches!(sight, Sight::Unknown | Sight::Away(_));
@@ -135,7 +146,10 @@ impl Surveyor {
         if complete {
             board.pass(self.light);
         } else {
-            board.fail(self.light, &Failure::away("some slots of the cluster have no server"));
+            board.fail(
+                self.light,
+                &Failure::away("some slots of the cluster have no server"),
+            );
         }
         complete && unanimous
     }
@@ -177,7 +191,9 @@ impl Surveyor {
             }
         }
         if testimonies.is_empty() {
-            return Err(failure.unwrap_or_else(|| Failure::away("no node of the cluster answered in time")));
+            return Err(
+                failure.unwrap_or_else(|| Failure::away("no node of the cluster answered in time"))
+            );
         }
         Ok(testimonies)
     }
@@ -193,7 +209,10 @@ impl Surveyor {
             }
         }
         let mut others: Vec<_> = others.into_iter().cloned().map(|at| (at, None)).collect();
-        let mut witnesses: Vec<_> = live.into_iter().map(|(at, node)| (at, Some(node))).collect();
+        let mut witnesses: Vec<_> = live
+            .into_iter()
+            .map(|(at, node)| (at, Some(node)))
+            .collect();
         shuffle(&mut witnesses);
         shuffle(&mut others);
         witnesses.extend(others);
@@ -247,7 +266,12 @@ impl Witness {
 
 /// What most of the witnesses say, and whether all of them say it.
 fn elect(testimonies: &[Testimony]) -> (&View, bool) {
-    let votes = |view: &View| testimonies.iter().filter(|other| other.view.agrees(view)).count();
+    let votes = |view: &View| {
+        testimonies
+            .iter()
+            .filter(|other| other.view.agrees(view))
+            .count()
+    };
     let mut elected = &testimonies[0].view;
     for testimony in &testimonies[1..] {
         if votes(&testimony.view) > votes(elected) {

@@ -171,7 +171,10 @@ mod tests {
             Value::Array(vec![range(0, 1, vec![node("a", 0)])]),
             Value::Array(vec![range(0, 1, vec![])]),
         ] {
-            assert!(View::read(&wrong, &Endpoint::tcp("asked", 1)).is_err(), "{wrong:?}");
+            assert!(
+                View::read(&wrong, &Endpoint::tcp("asked", 1)).is_err(),
+                "{wrong:?}"
+            );
         }
     }
 }

@@ -12,7 +12,7 @@ mod switchboard;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{sync::watch, task::yield_now, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::{listener::Listener, plan::Plan, switchboard::Switchboard};
@@ -61,8 +61,14 @@ impl PubSub {
 
     /// Returns when the server has confirmed the subscription.
     pub(super) async fn listen(&self, channel: &Arc<str>, deadline: Duration) -> Result<(), Error> {
-        let Some(confirmation) = self.switchboard.listen(channel)? else {
-            return Ok(());
+        let confirmation = match self.switchboard.listen(channel) {
+            Ok(Some(confirmation)) => confirmation,
+            Ok(None) => return Ok(()),
+            Err(refused) => {
+                // Who asks again and again must not keep the listener from connecting.
+                yield_now().await;
+                return Err(refused);
+            }
         };
         let confirmed = self
             .closed
