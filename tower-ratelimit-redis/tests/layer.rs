@@ -198,8 +198,12 @@ mod contract {
     async fn a_request_dropped_while_sqlite_decides_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("test.db");
-        let backend = Backend::sqlite(path).await.unwrap();
-        dropped_while_the_store_decides(&backend).await;
+        let backend = Backend::sqlite(&path).await.unwrap();
+        // A decision could be there before anybody can wait for it, were the file not taken.
+        let other = redis_conn::raw::sql::Connection::open(&path).unwrap();
+        let run = |sql| other.execute_batch(sql).unwrap();
+        dropped_while_the_store_decides(&backend, || run("BEGIN IMMEDIATE"), || run("ROLLBACK"))
+            .await;
     }
 
     #[cfg(feature = "redis")]
@@ -209,11 +213,16 @@ mod contract {
         let config = redis_conn::Config::from_url(&server.url()).unwrap();
         let backend = Backend::redis(config).unwrap();
         backend.ready(Duration::from_secs(10)).await.unwrap();
-        dropped_while_the_store_decides(&backend).await;
+        dropped_while_the_store_decides(&backend, || server.freeze(), || server.thaw()).await;
     }
 
+    /// The store decides nothing between `stop` and `go_on`.
     #[cfg(any(feature = "sqlite", feature = "redis"))]
-    async fn dropped_while_the_store_decides(backend: &Backend) {
+    async fn dropped_while_the_store_decides(
+        backend: &Backend,
+        stop: impl FnOnce(),
+        go_on: impl FnOnce(),
+    ) {
         let (probe, handle) = Probe::ok();
         let limiter = Limiter::builder(backend).timeout(Duration::from_secs(10));
         let limiter = limiter.build().unwrap();
@@ -221,11 +230,16 @@ mod contract {
         // The first decision makes the table or sends the script.
         limiter.peek(&policy, subject).await.unwrap();
         let service = RateLimitLayer::new(limiter.clone(), policy.clone()).layer(probe);
+        stop();
+        let mut go_on = Some(go_on);
         let polls = drop_at_every_await(
             || service.clone().oneshot(request()),
-            |_| {
+            |polls| {
                 assert_eq!(handle.live_futures(), 0);
                 assert_eq!(handle.live_instances(), 1);
+                if polls == 1 {
+                    go_on.take().into_iter().for_each(|go_on| go_on());
+                }
             },
         )
         .await;
