@@ -80,6 +80,7 @@ enum Answer {
     /// These one after the other, and then the last one again and again.
     InTurn(&'static [&'static str]),
     Failure,
+    Panic,
     Nothing,
 }
 
@@ -124,6 +125,7 @@ impl Credentials for Provider {
             Answer::Failure => {
                 return Box::pin(async { Err(io::Error::other("the vault is sealed").into()) });
             }
+            Answer::Panic => return Box::pin(async { panic!("a provider may be wrong") }),
             Answer::Nothing => return Box::pin(pending()),
         };
         Box::pin(async move { Ok(Login::new(Some("app".into()), password)) })
@@ -235,6 +237,8 @@ async fn a_provider_is_asked_again_whatever_was_wrong_with_its_answer() {
     let backend = by_provider(&server, &provider);
     is_refused(&backend, "the vault is sealed").await;
 
+    provider.answer(Answer::Panic);
+    is_refused_for(&backend, "the provider panicked").await;
     provider.answer(Answer::Nothing);
     is_refused_for(&backend, "no credentials within").await;
     provider.answer(Answer::Password(""));
@@ -261,6 +265,29 @@ async fn a_provider_is_asked_for_every_connection() {
     assert_eq!(kill(&server).await, 3);
     provider.asked_more_than(4).await;
     serves(&backend).await;
+}
+
+#[tokio::test]
+async fn a_refused_password_is_not_tried_by_every_caller_who_wants_a_connection_of_his_own() {
+    let (server, provider) = (server().await, Provider::new(Answer::Password(WRONG)));
+    let backend = by_provider(&server, &provider);
+    is_refused(&backend, "WRONGPASS").await;
+    let callers = 100;
+    for _ in 0..callers {
+        let refused = redis(&backend).dedicated("n", LONG).await.unwrap_err();
+        let told = chain(&refused);
+        assert!(told.contains("WRONGPASS"), "{told}");
+    }
+    let asked = provider.asked();
+    assert!(asked < callers, "asked {asked} times");
+
+    provider.answer(Answer::Password(OLD));
+    let connected = timeout(LONG, async {
+        while redis(&backend).dedicated("n", LONG).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert!(connected.await.is_ok(), "still refused");
 }
 
 #[tokio::test]

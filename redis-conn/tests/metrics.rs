@@ -169,7 +169,15 @@ async fn levels(counted: &Counted) {
         .into_builder()
         .pool_size(1);
     let backend = connected(config.build().unwrap()).await;
-    let taken = redis(&backend).dedicated("n", LONG).await.unwrap();
+    let mut taken = redis(&backend).dedicated("n", LONG).await.unwrap();
+    let unknown = Call::new("NOSUCH", Class::Idempotent);
+    taken.call(unknown, LONG).await.unwrap_err();
+    for line in [
+        "failures_total{fault=\"refused\"}",
+        "operation_duration_seconds_count{outcome=\"refused\"}",
+    ] {
+        assert!(counted.value(&ours(line)) >= 1.0, "{line}");
+    }
     let asking = redis(&backend);
     let waiter = tokio::spawn(async move { asking.dedicated("n", LONG * 10).await.map(drop) });
     let asking = redis(&backend);

@@ -6,7 +6,10 @@ use std::{
     fs::File,
     io::{self, Read as _},
     path::Path,
+    sync::Arc,
 };
+
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     credentials::{Account, Login, PasswordFile, Provider},
@@ -80,7 +83,14 @@ fn read_text(path: &Path) -> io::Result<String> {
 
 impl Provider {
     async fn login(&self) -> Result<Login, Error> {
-        let login = self.0.login().await.map_err(|cause| {
+        let provider = Arc::clone(&self.0);
+        // A task of its own: a provider that panics must end no more than this attempt.
+        let asked = AbortOnDropHandle::new(tokio::spawn(async move { provider.login().await }));
+        let answered = asked.await.map_err(|_| {
+            let text = "no credentials were provided: the provider panicked";
+            Error::new(ErrorKind::Unavailable, text)
+        })?;
+        let login = answered.map_err(|cause| {
             Error::new(ErrorKind::Unavailable, "no credentials were provided")
                 .with_source(ProviderError(cause))
         })?;

@@ -31,7 +31,8 @@ impl Default for Tls {
 }
 
 impl Tls {
-    /// The server must have a certificate for the host that is dialled, from an authority that the system trusts.
+    /// The server must have a certificate for the host that is dialled, from one of the public authorities that Mozilla trusts. They
+    /// are built in: those of the system are not looked at.
     pub fn new() -> Self {
         Self::default()
     }
@@ -49,7 +50,7 @@ impl Tls {
         self
     }
 
-    /// The authorities to trust instead of those of the system, in PEM.
+    /// The authorities to trust instead of the public ones, in PEM.
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.ca_file = Some(path.into());
         self

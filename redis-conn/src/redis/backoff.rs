@@ -8,7 +8,7 @@ use crate::random::jitter;
 const FIRST: Duration = Duration::from_millis(50);
 const CAP: Duration = Duration::from_secs(1);
 /// A refused password is asked again at this pace: often enough to follow a rotation, too seldom to lock an account.
-const REFUSED: Duration = Duration::from_secs(2);
+pub(super) const REFUSED: Duration = Duration::from_secs(2);
 /// A server that loads its data says so at once, and is asked at this pace until it has.
 const LOADING: Duration = Duration::from_millis(100);
 

@@ -203,6 +203,11 @@ impl Failure {
         }
     }
 
+    pub(super) fn without_redirect(mut self) -> Self {
+        self.redirect = None;
+        self
+    }
+
     /// Nothing was sent, because there is no connection.
     pub(super) fn away(text: impl Into<String>) -> Self {
         Self::new(Fault::Away, Error::new(ErrorKind::Unavailable, text))

@@ -184,8 +184,8 @@ impl Redis {
     /// Goes on after a first failure, for as long as the table of failures and the deadline allow.
     #[cold]
     async fn retry(&self, call: &Call, first: Failure, deadline: Instant) -> Result<Reply, Error> {
-        let elsewhere = matches!(self.inner.topology, Topology::Cluster(_));
         let config = self.inner.context.dialer.config();
+        let elsewhere = !matches!(config.topology(), config::Topology::Single(_));
         let mut retries = Retries::new(config, call.class, deadline, elsewhere);
         let mut failure = first;
         loop {
@@ -213,7 +213,11 @@ impl Redis {
         deadline: Instant,
     ) -> Result<Reply, Failure> {
         match &self.inner.topology {
-            Topology::One(node) => node.exchange(call.attempt(deadline)).await,
+            // Wherever it says that the key is: there is no other node to ask.
+            Topology::One(node) => {
+                let answered = node.exchange(call.attempt(deadline)).await;
+                answered.map_err(Failure::without_redirect)
+            }
             Topology::Cluster(cluster) => cluster.exchange(call, redirect, deadline).await,
         }
         .map(Reply)
@@ -240,8 +244,7 @@ impl Redis {
         if self.inner.context.closed.is_cancelled() || node.is_closed() {
             return Err(closed());
         }
-        let closed = self.inner.context.closed.clone();
-        Dedicated::check_out(&node.pool(), deadline, closed).await
+        Dedicated::check_out(&node.pool(), deadline, &self.inner.context).await
     }
 
     /// The deadline of operations that have none of their own.

@@ -8,21 +8,19 @@ use std::{
     time::Duration,
 };
 
+use super::{
+    Call, Class, Context, Reply, backoff,
+    dial::Purpose,
+    fault::{Failure, Fault, Verdict},
+    target::{Found, Target},
+};
+use crate::{Error, ErrorKind, PoolDetails, deadline, engine::closed};
 use ::redis::Value;
 use bb8_redis::bb8::{self, ManageConnection, PooledConnection, RunError};
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
-
-use super::{
-    Call, Class, Context, Reply,
-    dial::Purpose,
-    fault::{Failure, Verdict},
-    target::{Found, Target},
-};
-use crate::{Error, ErrorKind, PoolDetails, deadline, engine::closed};
 
 /// A connection that answered so lately is taken to be alive; asking it would double the round trips of a check-out.
 const FRESH: Duration = Duration::from_secs(15);
@@ -35,7 +33,14 @@ const PROBE: Duration = Duration::from_millis(500);
 pub(super) struct Manager {
     target: Target,
     context: Arc<Context>,
-    failed: watch::Sender<Option<Error>>,
+    failed: watch::Sender<Option<Failed>>,
+}
+
+/// An attempt to connect that failed.
+#[derive(Clone, Debug)]
+struct Failed {
+    failure: Failure,
+    at: Instant,
 }
 
 /// The pool, and what is known of its failures.
@@ -43,7 +48,7 @@ pub(super) struct Manager {
 pub(super) struct Pool {
     connections: bb8::Pool<Manager>,
     size: u32,
-    failures: watch::Receiver<Option<Error>>,
+    failures: watch::Receiver<Option<Failed>>,
     waiting: Arc<AtomicUsize>,
 }
 
@@ -119,7 +124,7 @@ impl Pool {
             Ok(()) => failures.borrow_and_update().clone(),
             Err(_) => None,
         };
-        failed.unwrap_or_else(closed)
+        failed.map_or_else(closed, |failed| failed.failure.error)
     }
 }
 
@@ -139,23 +144,46 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl ManageConnection for Manager {
-    type Connection = Exclusive;
-    type Error = Error;
-
-    async fn connect(&self) -> Result<Exclusive, Error> {
+impl Manager {
+    async fn dial(&self) -> Result<Found, Failure> {
         let (target, context) = (self.target.clone(), Arc::clone(&self.context));
         // Connections outlive the caller who needed them first, so they are not of the caller's runtime.
         let dialling = self.context.runtime.spawn(async move {
             let dialler = &context.dialer;
             target.dial(dialler, Purpose::Pool, None).await
         });
-        let dialled = dialling.await.unwrap_or_else(|_| Err(Failure::closed()));
-        if let Err(failure) = &dialled {
-            self.failed.send_replace(Some(failure.error.clone()));
-        }
+        dialling.await.unwrap_or_else(|_| Err(Failure::closed()))
+    }
+
+    /// Why the last attempt was refused, if that was so lately that another one could lock the account.
+    fn refused_lately(&self) -> Option<Failed> {
+        let failed = self.failed.borrow();
+        let refused = |failed: &&Failed| {
+            failed.failure.fault == Fault::Credentials && failed.at.elapsed() < backoff::REFUSED
+        };
+        failed.as_ref().filter(refused).cloned()
+    }
+}
+
+impl ManageConnection for Manager {
+    type Connection = Exclusive;
+    type Error = Error;
+
+    async fn connect(&self) -> Result<Exclusive, Error> {
+        let dialled = match self.refused_lately() {
+            Some(failed) => Err(failed),
+            None => self.dial().await.map_err(|failure| Failed {
+                failure,
+                at: Instant::now(),
+            }),
+        };
+        let found = dialled.map_err(|failed| {
+            let error = failed.failure.error.clone();
+            self.failed.send_replace(Some(failed));
+            error
+        })?;
         Ok(Exclusive {
-            found: dialled.map_err(|failure| failure.error)?,
+            found,
             last_reply: Instant::now(),
             used: false,
             poisoned: false,
@@ -171,9 +199,8 @@ impl ManageConnection for Manager {
             return Ok(());
         }
         let ping = Call::new("PING", Class::Idempotent);
-        exchange(connection, &ping, Instant::now() + PROBE)
-            .await
-            .map(drop)
+        let answered = exchange(connection, &ping, Instant::now() + PROBE).await;
+        answered.map(drop).map_err(|failure| failure.error)
     }
 
     fn has_broken(&self, connection: &mut Exclusive) -> bool {
@@ -185,10 +212,10 @@ async fn exchange(
     connection: &mut Exclusive,
     call: &Call,
     deadline: Instant,
-) -> Result<Reply, Error> {
+) -> Result<Reply, Failure> {
     if !connection.is_alive() {
         let text = "the exclusive connection has ended; nothing was sent";
-        return Err(Error::new(ErrorKind::Unavailable, text));
+        return Err(Failure::away(text));
     }
     let sent = connection
         .found
@@ -204,10 +231,10 @@ async fn exchange(
             let failure = Failure::of_answer(&answer);
             let verdict = failure.fault.row().connection;
             connection.poisoned |= matches!(verdict, Verdict::Misplaced | Verdict::Replace);
-            Err(failure.error)
+            Err(failure)
         }
-        Ok(Err(error)) => Err(Failure::lost(call.class, error).error),
-        Err(_) => Err(Failure::late(call.class).error),
+        Ok(Err(error)) => Err(Failure::lost(call.class, error)),
+        Err(_) => Err(Failure::late(call.class)),
     }
 }
 
@@ -217,7 +244,7 @@ async fn exchange(
 #[derive(Debug)]
 pub struct Dedicated {
     connection: PooledConnection<'static, Manager>,
-    closed: CancellationToken,
+    context: Arc<Context>,
     /// A command was sent and its reply not taken.
     waiting: bool,
 }
@@ -226,7 +253,7 @@ impl Dedicated {
     pub(super) async fn check_out(
         pool: &Pool,
         deadline: Instant,
-        closed: CancellationToken,
+        context: &Arc<Context>,
     ) -> Result<Self, Error> {
         let _waiting = Waiting::begin(pool);
         let taken = async {
@@ -250,7 +277,7 @@ impl Dedicated {
         connection.used = true;
         Ok(Self {
             connection,
-            closed,
+            context: Arc::clone(context),
             waiting: false,
         })
     }
@@ -265,11 +292,23 @@ impl Dedicated {
     ///
     /// A dropped call may have been executed; the connection is then closed instead of being released.
     pub async fn call(&mut self, call: Call, deadline: Duration) -> Result<Reply, Error> {
-        if self.closed.is_cancelled() {
+        let Context {
+            closed: token,
+            telemetry,
+            ..
+        } = &*self.context;
+        if token.is_cancelled() {
             return Err(closed());
         }
         self.waiting = true;
-        let answered = exchange(&mut self.connection, &call, deadline::after(deadline)).await;
+        let calling = async {
+            let exchanging = exchange(&mut self.connection, &call, deadline::after(deadline));
+            exchanging.await.map_err(|failure| {
+                telemetry.failed(&failure);
+                failure.error
+            })
+        };
+        let answered = telemetry.observe(&call, calling).await;
         let refused = |error: &Error| matches!(error.kind(), ErrorKind::Server(_));
         self.waiting = answered.as_ref().is_err_and(|error| !refused(error));
         answered

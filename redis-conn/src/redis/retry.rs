@@ -63,9 +63,7 @@ impl<'a> Retries<'a> {
             Again::Now if self.retry() => Next::After(Duration::ZERO),
             Again::Now => Next::Fail,
             Again::Follow => match &failure.redirect {
-                Some(redirect) if self.elsewhere && self.redirect() => {
-                    Next::Follow(redirect.clone())
-                }
+                Some(redirect) if self.redirect() => Next::Follow(redirect.clone()),
                 _ => Next::Fail,
             },
             // Nobody takes the place of a server that is alone: those who can do without it must not wait.
