@@ -41,7 +41,7 @@ fn evalsha(digest: &str, subject: &str) -> redis::Cmd {
     command
         .arg(digest)
         .arg(1)
-        .arg(format!("bench:{{{subject}}}"))
+        .arg(format!("tk:bench:{{{subject}}}"))
         .arg(1)
         .arg(60_000_000);
     command
@@ -52,14 +52,14 @@ fn redis(criterion: &mut Criterion) {
     let server = runtime.block_on(RedisServer::start());
     let bare = runtime.block_on(bare(&server.url()));
     let pool = runtime.block_on(pool(&server.url()));
-    let backend = runtime.block_on(backend(&server.url()));
+    let backend = runtime.block_on(backend(&[server.url()]));
     let limiter = Limiter::builder(&backend)
         .on_failure(OnFailure::Closed)
         .timeout(Duration::from_secs(5))
         .build()
         .expect("a limiter");
     let load = async |text: &str| -> String {
-        let mut connection = bare.clone();
+        let mut connection = server.connection().await;
         redis::cmd("SCRIPT")
             .arg("LOAD")
             .arg(text)

@@ -6,14 +6,18 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, ConnectionInfo, IntoConnectionInfo, aio::MultiplexedConnection,
+    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisResult,
+    aio::MultiplexedConnection, cluster::ClusterClient, cluster_async::ClusterConnection,
     io::tcp::TcpSettings,
 };
-use redis_conn::{Backend, Config};
+use redis_conn::{Backend, Config, ConfigBuilder, Endpoint};
 use tokio::runtime::{Builder, Runtime};
 
 /// The numbers of tasks that every comparison is made with.
 pub const TASKS: [u64; 3] = [1, 64, 256];
+
+/// Keys of three slots, which a cluster of three primaries shares out evenly.
+pub const KEYS: [&str; 3] = ["tk:bench:{a}", "tk:bench:{b}", "tk:bench:{c}"];
 
 /// A runtime with two workers, whatever the machine has.
 pub fn runtime() -> Runtime {
@@ -56,6 +60,29 @@ pub async fn bare(url: &str) -> MultiplexedConnection {
         .expect("a connection")
 }
 
+/// The client library's own client of a cluster, with all of its defaults.
+pub async fn cluster_client(urls: &[String]) -> ClusterConnection {
+    let client = ClusterClient::new(urls.iter().map(String::as_str)).expect("a client");
+    client.get_async_connection().await.expect("a connection")
+}
+
+/// A connection of the client library to the one of these servers that takes `key`, where 32 bytes are then.
+pub async fn bare_with_value(urls: &[String], key: &str) -> MultiplexedConnection {
+    for url in urls {
+        let mut connection = bare(url).await;
+        let mut set = redis::cmd("SET");
+        let stored: RedisResult<()> = set
+            .arg(key)
+            .arg("x".repeat(32))
+            .query_async(&mut connection)
+            .await;
+        if stored.is_ok() {
+            return connection;
+        }
+    }
+    panic!("none of the servers takes {key}");
+}
+
 /// A pool with all of its defaults.
 pub async fn pool(url: &str) -> bb8_redis::bb8::Pool<bb8_redis::RedisConnectionManager> {
     let manager = bb8_redis::RedisConnectionManager::new(url).expect("a URL");
@@ -65,18 +92,39 @@ pub async fn pool(url: &str) -> bb8_redis::bb8::Pool<bb8_redis::RedisConnectionM
         .expect("a pool")
 }
 
-/// Our backend, with as many lanes as the peers have connections: one.
-pub async fn backend(url: &str) -> Arc<Backend> {
-    let config = Config::from_url(url)
-        .expect("a URL")
-        .into_builder()
-        .lanes(1)
-        .build()
-        .expect("a configuration");
+/// Our backend on the server with this URL, or on the cluster of the servers with these, with as many lanes to a server as the
+/// peers have connections: one.
+pub async fn backend(urls: &[String]) -> Arc<Backend> {
+    let config = match urls {
+        [url] => Config::from_url(url).expect("a URL").into_builder(),
+        nodes => cluster(nodes),
+    };
+    let config = config.lanes(1).build().expect("a configuration");
     let backend = Backend::redis(config).expect("a backend");
     backend
         .ready(Duration::from_secs(10))
         .await
         .expect("a server");
     Arc::new(backend)
+}
+
+fn cluster(urls: &[String]) -> ConfigBuilder {
+    let infos = urls.iter().map(|url| {
+        url.as_str()
+            .into_connection_info()
+            .expect("the URL of a node")
+    });
+    let infos: Vec<ConnectionInfo> = infos.collect();
+    let mut config = Config::cluster(infos.iter().map(|info| match info.addr() {
+        ConnectionAddr::Tcp(host, port) => Endpoint::tcp(host, *port),
+        other => panic!("not the address of a node: {other}"),
+    }));
+    let login = infos[0].redis_settings();
+    if let Some(username) = login.username() {
+        config = config.username(username);
+    }
+    if let Some(password) = login.password() {
+        config = config.password(password);
+    }
+    config
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::redis::{Home, Single};
+use crate::redis::{Cluster, Home, Single, Topology};
 use crate::sh::{self, Result, cargo, on_path};
 use crate::{Flags, setup};
 
@@ -19,7 +19,8 @@ pub(crate) const COMMAND: crate::Command = crate::Command {
     details: "\
 Runs the criterion benchmarks of bench/ (a workspace of its own), then how long decisions take
 while Redis is frozen or the network swallows everything, then, where valgrind is installed, the
-client instructions of one GET through the bare client library and through redis-conn.
+client instructions of one GET through the bare client library and through redis-conn, on a single
+server and on a cluster.
 Server and client share the machine: compare ratios, not absolute figures.",
     run,
 };
@@ -45,28 +46,44 @@ fn instructions(server: &Path) -> Result {
     };
     let build = ["build", "--release", "--manifest-path", MANIFEST];
     sh::run(cargo(&build).args(["--bin", "instructions"]))?;
-    let redis = Single::start_without_users(Home::temporary(server)?)?;
+    let single = Single::start(Home::temporary(server)?)?;
+    compare(&valgrind, "a single server", &single, &[])?;
+    let cluster = Cluster::start(Home::temporary(server)?)?;
+    compare(&valgrind, "a cluster", &cluster, &["cluster-client"])
+}
+
+/// Counts the bare client library, redis-conn and `others` on these servers.
+fn compare(valgrind: &Path, place: &str, servers: &impl Topology, others: &[&str]) -> Result {
+    let environment = servers.environment();
     let count = |peer: &str| -> Result<u64> {
-        let few = counted(&valgrind, peer, &redis.url(), FEW)?;
-        let many = counted(&valgrind, peer, &redis.url(), MANY)?;
+        let few = counted(valgrind, peer, &environment, FEW)?;
+        let many = counted(valgrind, peer, &environment, MANY)?;
         Ok((many - few) / (MANY - FEW))
     };
-    let (bare, ours) = (count("bare")?, count("redis-conn")?);
-    println!(
-        "instructions per GET: bare {bare}, redis-conn {ours}, ratio {:.3}",
-        ours as f64 / bare as f64
-    );
+    let bare = count("bare")?;
+    print!("instructions per GET on {place}: bare {bare}");
+    for peer in ["redis-conn"].iter().chain(others) {
+        let theirs = count(peer)?;
+        print!(", {peer} {theirs} ({:.3})", theirs as f64 / bare as f64);
+    }
+    println!();
     Ok(())
 }
 
-/// All instructions of one run.
-fn counted(valgrind: &Path, peer: &str, url: &str, operations: u64) -> Result<u64> {
+/// All instructions of one run with these servers.
+fn counted(
+    valgrind: &Path,
+    peer: &str,
+    servers: &[(String, String)],
+    operations: u64,
+) -> Result<u64> {
     let program = sh::root().join("bench/target/release/instructions");
     let mut command = Command::new(valgrind);
     command
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(program)
-        .args([peer, url, &operations.to_string()])
+        .args([peer, &operations.to_string()])
+        .envs(servers.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null());
     let output = command.output()?;
     collected(&String::from_utf8_lossy(&output.stderr))

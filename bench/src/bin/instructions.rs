@@ -1,47 +1,53 @@
-//! A fixed number of sequential `GET`s, for an instruction counter: `instructions bare|redis-conn URL COUNT`.
+//! A fixed number of sequential `GET`s, for an instruction counter: `instructions PEER COUNT`, with the servers in the environment
+//! as `cargo xtask redis up` prints it.
 //!
 //! The difference between two counts is the price of the operations alone, without start and connection.
 
-use std::time::Duration;
+use std::{env, time::Duration};
 
+use bench::{KEYS, backend, bare_with_value, cluster_client};
+use redis::aio::ConnectionLike;
 use redis_conn::raw::{Call, Class, Engine};
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let [_, which, url, count] = arguments.as_slice() else {
-        panic!("usage: instructions bare|redis-conn URL COUNT");
+    let arguments: Vec<String> = env::args().collect();
+    let [_, peer, count] = arguments.as_slice() else {
+        panic!("usage: instructions bare|cluster-client|redis-conn COUNT");
     };
     let count: u32 = count.parse().expect("a number");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
-    runtime.block_on(store(url));
-    match which.as_str() {
-        "bare" => runtime.block_on(bare(url, count)),
-        "redis-conn" => runtime.block_on(ours(url, count)),
-        other => panic!("unknown peer {other}"),
+    runtime.block_on(async {
+        let servers = servers();
+        let bare = bare_with_value(&servers, KEYS[0]).await;
+        match peer.as_str() {
+            "bare" => client(bare, count).await,
+            "cluster-client" => client(cluster_client(&servers).await, count).await,
+            "redis-conn" => ours(&servers, count).await,
+            other => panic!("unknown peer {other}"),
+        }
+    });
+}
+
+/// The URLs of the server, or of the nodes of the cluster.
+fn servers() -> Vec<String> {
+    if let Ok(url) = env::var("REDIS_URL") {
+        return vec![url];
     }
+    let variable = |name| env::var(name).unwrap_or_else(|_| panic!("no {name}, and no REDIS_URL"));
+    let user = variable("REDIS_USERNAME");
+    let password = variable("REDIS_PASSWORD");
+    let nodes = variable("REDIS_NODES");
+    let url = |node| format!("redis://{user}:{password}@{node}");
+    nodes.split(',').map(url).collect()
 }
 
-/// The value that is read; an absent one would cost less.
-async fn store(url: &str) {
-    let mut connection = bench::bare(url).await;
-    let mut set = redis::cmd("SET");
-    let _: () = set
-        .arg("bench:value")
-        .arg("x".repeat(32))
-        .query_async(&mut connection)
-        .await
-        .expect("SET");
-}
-
-async fn bare(url: &str, count: u32) {
-    let connection = bench::bare(url).await;
+async fn client(mut connection: impl ConnectionLike, count: u32) {
     for _ in 0..count {
-        let mut connection = connection.clone();
         let value: Option<Vec<u8>> = redis::cmd("GET")
-            .arg("bench:value")
+            .arg(KEYS[0])
             .query_async(&mut connection)
             .await
             .expect("GET");
@@ -49,13 +55,13 @@ async fn bare(url: &str, count: u32) {
     }
 }
 
-async fn ours(url: &str, count: u32) {
-    let backend = bench::backend(url).await;
+async fn ours(servers: &[String], count: u32) {
+    let backend = backend(servers).await;
     let Engine::Redis(redis) = backend.engine() else {
         panic!("not redis")
     };
     for _ in 0..count {
-        let call = Call::new("GET", Class::Idempotent).arg("bench:value");
+        let call = Call::new("GET", Class::Idempotent).key(KEYS[0]);
         let value = redis
             .call(call, Duration::from_millis(500))
             .await

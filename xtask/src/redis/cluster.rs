@@ -10,14 +10,14 @@ const PRIMARIES: usize = 3;
 const NODES: usize = 2 * PRIMARIES;
 const SLOTS: usize = 16_384;
 
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     nodes: Vec<Server>,
     password: String,
     _home: Home,
 }
 
 impl Cluster {
-    pub(super) fn start(home: Home) -> Result<Self> {
+    pub(crate) fn start(home: Home) -> Result<Self> {
         let mut nodes = Vec::new();
         for (number, port) in (1..).zip(ports::free(NODES)?) {
             let role = if number <= PRIMARIES {

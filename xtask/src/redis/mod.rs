@@ -14,7 +14,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use self::cluster::Cluster;
+pub(crate) use self::cluster::Cluster;
 pub(crate) use self::home::Home;
 use self::sentinel::Sentinels;
 pub(crate) use self::single::Single;
@@ -49,7 +49,7 @@ the end of its standard input, and no server outlives it.",
 const USABLE: Duration = Duration::from_secs(60);
 
 /// Servers that are usable together.
-trait Topology {
+pub(crate) trait Topology {
     /// What a person sees of each server.
     fn servers(&self) -> Vec<String>;
     /// The variables that lead redis-conn to them.

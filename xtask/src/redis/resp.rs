@@ -49,13 +49,6 @@ impl Client {
         Ok(client)
     }
 
-    /// Connects to a server that has no users.
-    pub(super) fn connect_without_user(port: u16) -> Result<Self> {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-        stream.set_read_timeout(Some(SILENT))?;
-        Ok(Self(BufReader::new(stream)))
-    }
-
     /// Sends one command; an error that the server answers is an error.
     pub(super) fn call(&mut self, words: &[&str]) -> Result<Reply> {
         let mut request = format!("*{}\r\n", words.len());

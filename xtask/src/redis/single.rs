@@ -1,7 +1,6 @@
 //! One server.
 
 use super::files::{self, PROGRAM};
-use super::resp::Client;
 use super::server::{Plan, Server};
 use super::{Home, Topology, ports};
 use crate::sh::Result;
@@ -17,7 +16,8 @@ pub(crate) struct Single {
 impl Single {
     /// A server as in production, with its users.
     pub(crate) fn start(home: Home) -> Result<Self> {
-        let server = start(&home, Plan::new(files::REDIS)?)?;
+        let port = ports::free(1)?[0];
+        let server = Server::start(&home, "redis".to_owned(), port, Plan::new(files::REDIS)?)?;
         server.wait_for_answer()?;
         Ok(Self {
             server,
@@ -26,31 +26,9 @@ impl Single {
         })
     }
 
-    /// A server on which everybody may do everything, for measurements of any client and any key.
-    pub(crate) fn start_without_users(home: Home) -> Result<Self> {
-        let mut plan = Plan::new(files::REDIS)?;
-        plan.add("aclfile \"\"");
-        let server = start(&home, plan)?;
-        server.wait("the first answer", || {
-            Client::connect_without_user(server.port())?
-                .call(&["PING"])
-                .map(|_| true)
-        })?;
-        Ok(Self {
-            server,
-            user: String::new(),
-            _home: home,
-        })
-    }
-
     pub(crate) fn url(&self) -> String {
         format!("redis://{}{}", self.user, self.server.address())
     }
-}
-
-fn start(home: &Home, plan: Plan) -> Result<Server> {
-    let port = ports::free(1)?[0];
-    Server::start(home, "redis".to_owned(), port, plan)
 }
 
 impl Topology for Single {
