@@ -191,7 +191,7 @@ pub(super) struct Failure {
     pub(super) fault: Fault,
     pub(super) error: Error,
     /// Where the server says that the key is.
-    pub(super) redirect: Option<Redirect>,
+    pub(super) redirect: Option<Box<Redirect>>,
 }
 
 impl Failure {
@@ -246,7 +246,7 @@ impl Failure {
     pub(super) fn of_answer(answer: &ServerError) -> Self {
         let fault = Fault::answered(answer.code());
         let redirect = match fault {
-            Fault::Moved | Fault::Ask => Redirect::parse(fault, answer.details()),
+            Fault::Moved | Fault::Ask => Redirect::parse(fault, answer.details()).map(Box::new),
             _ => None,
         };
         Self {

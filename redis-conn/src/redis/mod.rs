@@ -209,7 +209,7 @@ impl Redis {
     async fn attempt(
         &self,
         call: &Call,
-        redirect: Option<Redirect>,
+        redirect: Option<Box<Redirect>>,
         deadline: Instant,
     ) -> Result<Reply, Failure> {
         match &self.inner.topology {

@@ -36,7 +36,7 @@ pub(super) enum Next {
     Fail,
     /// The same once more, wherever its key is then.
     After(Duration),
-    Follow(Redirect),
+    Follow(Box<Redirect>),
 }
 
 impl<'a> Retries<'a> {

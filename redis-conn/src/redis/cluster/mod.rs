@@ -73,13 +73,16 @@ impl Cluster {
     pub(super) async fn exchange(
         &self,
         call: &Call,
-        redirect: Option<Redirect>,
+        redirect: Option<Box<Redirect>>,
         deadline: Instant,
     ) -> Result<Value, Failure> {
         let asking = redirect.as_ref().is_some_and(|redirect| redirect.asking);
         let node = match redirect {
             Some(redirect) => self.member(redirect.endpoint(), Purpose::Lane),
-            None => self.route(call, deadline).await?,
+            None => match self.known_route(call) {
+                Some(node) => node,
+                None => self.route(call, deadline).await?,
+            },
         };
         let attempt = Attempt {
             asking,
@@ -110,20 +113,32 @@ impl Cluster {
         failure
     }
 
+    /// The node for a call if the map has one, which is nearly always so.
+    fn known_route(&self, call: &Call) -> Option<Arc<Node>> {
+        match &*self.sight.borrow() {
+            Sight::Known(map) => self.place(map, call),
+            _ => None,
+        }
+    }
+
+    #[cold]
     async fn route(&self, call: &Call, deadline: Instant) -> Result<Arc<Node>, Failure> {
         let map = self.map(deadline).await?;
+        self.place(&map, call).ok_or_else(|| {
+            self.trigger.pull();
+            no_server()
+        })
+    }
+
+    fn place(&self, map: &Map, call: &Call) -> Option<Arc<Node>> {
         let Some(key) = call.first_key() else {
-            return map.any().ok_or_else(no_server);
+            return map.any();
         };
-        let slot = slot::of(key);
         let reads = match call.is_for_replicas() {
             true => self.context.dialer.config().scale_reads(),
             false => ScaleReads::Primary,
         };
-        map.reader(slot, reads).ok_or_else(|| {
-            self.trigger.pull();
-            no_server()
-        })
+        map.reader(slot::of(key), reads)
     }
 
     /// The node that has `key`.
