@@ -45,6 +45,20 @@
 //! operations in a row time out is replaced, because a peer that vanished says nothing. No more than
 //! 4,096 operations wait on one connection; the next is refused with [`ErrorKind::Saturated`].
 //!
+//! # Clusters and sentinels
+//!
+//! | | a cluster | behind sentinels |
+//! |---|---|---|
+//! | configured by | `REDIS_NODES`: any of its nodes | `REDIS_SENTINEL1_HOST`, ...: any of the sentinels |
+//! | connections | one set to each primary, and to each replica that may be read from | one set to the primary |
+//! | what is followed | `MOVED`, `ASK`, `TRYAGAIN`; three nodes are asked for the slots every 30 s and when something is odd, and the majority is believed | `+switch-master`, and a question to each sentinel every 2 s or when something is odd |
+//! | another server takes over | calls to its slots wait or fail until then; other shards see nothing | what was refused with `READONLY` was not executed, and is sent again to the next primary |
+//! | keys of one operation | one hash tag | any |
+//! | pub/sub | sharded from Redis 7 on | as on a single server |
+//!
+//! A call is sent again only inside its deadline, and an at-most-once call only if it cannot have been executed.
+//! `cargo xtask redis up --mode cluster` (or `single`, `sentinel`) in the repository starts servers to try this on.
+//!
 #![doc = include_str!("config/variables.md")]
 //! # Health
 //!
