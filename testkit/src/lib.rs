@@ -72,6 +72,6 @@ pub use cluster::RedisCluster;
 pub use mock::{Answer, Request, RespMock};
 pub use probe::{Probe, ProbeHandle, assert_auto_traits, drop_at_every_await};
 pub use process::Fleet;
-pub use proxy::{AfterDrop, Fault, FaultProxy, Matching, ProxyStats};
+pub use proxy::{AfterDrop, Fault, FaultProxy, FaultProxyBuilder, Matching, ProxyStats};
 pub use sentinel::RedisSentinel;
 pub use server::{CommandStat, RedisServer};

@@ -170,6 +170,55 @@ async fn a_black_hole_swallows_and_keeps_open() {
 }
 
 #[tokio::test]
+async fn live_connections_alone_become_black_holes() {
+    let (proxy, mut lost) = echo_through_proxy().await;
+    proxy.blackhole_live();
+    let mut new = TcpStream::connect(proxy.addr()).await.unwrap();
+    assert_eq!(echo(&mut new, b"new").await, b"new");
+    lost.write_all(b"lost").await.unwrap();
+    proxy.wait_for(|stats| stats.swallowed_bytes == 4).await;
+    assert_silent(&mut lost).await;
+    assert_eq!(echo(&mut new, b"more").await, b"more");
+
+    proxy.blackhole_live();
+    new.write_all(b"lost").await.unwrap();
+    proxy.wait_for(|stats| stats.swallowed_bytes == 8).await;
+    assert_eq!(proxy.connections(), 2);
+}
+
+#[tokio::test]
+async fn small_buffers_hold_back_a_writer_whom_nobody_reads() {
+    let accepted_by = async |proxy: FaultProxy, listener: TcpListener| {
+        let small = TcpSocket::new_v4().unwrap();
+        small.set_send_buffer_size(4096).unwrap();
+        let mut client = small.connect(proxy.addr()).await.unwrap();
+        let (_server, _) = listener.accept().await.unwrap();
+        let mut accepted = 0;
+        while let Ok(written) = timeout(SILENCE, client.write(&[0; 4096])).await {
+            accepted += written.unwrap();
+        }
+        accepted
+    };
+    let listener = async || {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let addr = listener.local_addr().unwrap();
+        (listener, addr)
+    };
+    let (large, addr) = listener().await;
+    let with_defaults = accepted_by(FaultProxy::start(addr).await, large).await;
+    let (small, addr) = listener().await;
+    let proxy = FaultProxy::builder().buffers(4096).start(addr).await;
+    let with_small = accepted_by(proxy, small).await;
+    assert!(
+        with_small < 128 * 1024 && with_small < with_defaults / 4,
+        "{with_small} bytes, by default {with_defaults}"
+    );
+}
+
+#[tokio::test]
 async fn a_black_hole_hides_that_the_server_died() {
     let server = RedisServer::start().await;
     let proxy = FaultProxy::start(server.addr()).await;

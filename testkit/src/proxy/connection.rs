@@ -1,7 +1,8 @@
 //! Carrying one connection.
 
 use std::{
-    net::SocketAddr,
+    future::Future,
+    io,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -32,7 +33,24 @@ pub(super) struct Link {
     pub(super) control: watch::Receiver<Control>,
     pub(super) live: Live,
     pub(super) replies: Mutex<Replies>,
+    born: Born,
     lost_bytes: AtomicBool,
+}
+
+/// What had been done to live connections before this one began.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Born {
+    resets: u64,
+    holes: u64,
+}
+
+impl Born {
+    pub(super) fn now(control: &Control) -> Self {
+        Self {
+            resets: control.resets,
+            holes: control.holes,
+        }
+    }
 }
 
 /// Closes `socket` with a reset.
@@ -42,12 +60,12 @@ pub(super) fn reset(socket: TcpStream) {
     drop(socket);
 }
 
-/// Carries one connection until either side closes it, or a reset after the `born`th one comes.
+/// Carries one connection until either side closes it, or a reset after its birth comes.
 pub(super) async fn carry(
     client: TcpStream,
-    upstream: SocketAddr,
+    upstream: impl Future<Output = io::Result<TcpStream>>,
     control: watch::Receiver<Control>,
-    born: u64,
+    born: Born,
     live: Live,
 ) {
     let mut resets = control.clone();
@@ -55,12 +73,13 @@ pub(super) async fn carry(
         control,
         live,
         replies: Mutex::default(),
+        born,
         lost_bytes: AtomicBool::new(false),
     };
     let (mut client, mut server) = (client, None);
     let reset_came = tokio::select! {
         biased;
-        reset = resets.wait_for(|control| control.resets > born) => reset.is_ok(),
+        reset = resets.wait_for(|control| control.resets > born.resets) => reset.is_ok(),
         () = exchange(&mut client, &mut server, upstream, &link) => false,
     };
     if reset_came {
@@ -73,13 +92,13 @@ pub(super) async fn carry(
 async fn exchange(
     client: &mut TcpStream,
     server: &mut Option<TcpStream>,
-    upstream: SocketAddr,
+    upstream: impl Future<Output = io::Result<TcpStream>>,
     link: &Link,
 ) {
     if matches!(link.fault(), Fault::Blackhole) {
         return swallow(client, link).await;
     }
-    let Ok(connected) = TcpStream::connect(upstream).await else {
+    let Ok(connected) = upstream.await else {
         return;
     };
     // Coalescing would hide the boundaries that the faults set.
@@ -121,7 +140,7 @@ pub(super) async fn write(
     bytes: &[u8],
     fault: &Fault,
     link: &Link,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let Fault::Slice(size) = *fault else {
         return writer.write_all(bytes).await;
     };
@@ -141,7 +160,9 @@ impl Link {
 
     /// Whether bytes that pass now are lost; once some were, all that follow are.
     pub(super) fn swallows(&self, fault: &Fault) -> bool {
-        matches!(fault, Fault::Blackhole) || self.lost_bytes.load(Ordering::Relaxed)
+        matches!(fault, Fault::Blackhole)
+            || self.lost_bytes.load(Ordering::Relaxed)
+            || self.control.borrow().holes > self.born.holes
     }
 
     pub(super) fn lose(&self, len: usize) {

@@ -102,6 +102,8 @@ pub(super) struct Control {
     pub(super) version: u64,
     /// Counts the resets; a connection that is older than the latest must go.
     pub(super) resets: u64,
+    /// Counts the calls of [`blackhole_live`](Self::blackhole_live); a connection that is older than the latest carries nothing.
+    pub(super) holes: u64,
 }
 
 impl Control {
@@ -117,5 +119,9 @@ impl Control {
 
     pub(super) fn reset_live(&mut self) {
         self.resets += 1;
+    }
+
+    pub(super) fn blackhole_live(&mut self) {
+        self.holes += 1;
     }
 }

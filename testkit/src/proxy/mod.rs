@@ -3,6 +3,7 @@
 //! The proxy carries any bytes; only [`Fault::DropReply`] and [`Fault::DropPushes`] read
 //! them as RESP.
 
+mod builder;
 mod connection;
 mod download;
 mod fault;
@@ -10,10 +11,7 @@ mod replies;
 pub(crate) mod resp;
 mod stats;
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
-};
+use std::{future::Future, io, net::SocketAddr, sync::Arc};
 
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -21,11 +19,12 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use self::{fault::Control, stats::Meter};
 pub use self::{
+    builder::FaultProxyBuilder,
     fault::{AfterDrop, Fault, Matching},
     stats::ProxyStats,
 };
+use self::{builder::Sockets, connection::Born, fault::Control, stats::Meter};
 use crate::bound::within;
 
 /// A proxy on a free port of 127.0.0.1 whose [`Fault`] can be changed while traffic flows.
@@ -43,15 +42,28 @@ pub struct FaultProxy {
 impl FaultProxy {
     /// Starts a proxy in front of `upstream` that lets everything pass.
     pub async fn start(upstream: SocketAddr) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
-        let listener = listener.expect("the loopback has a free port");
+        Self::builder().start(upstream).await
+    }
+
+    /// Starts describing a proxy that differs from the defaults.
+    pub fn builder() -> FaultProxyBuilder {
+        FaultProxyBuilder::default()
+    }
+
+    fn serve(listener: TcpListener, upstream: SocketAddr, sockets: Sockets) -> Self {
         let addr = listener
             .local_addr()
             .expect("a bound socket has an address");
         let (control, receiver) = watch::channel(Control::default());
         let meter = Arc::new(Meter::default());
         let (upstream, leads_to) = watch::channel(upstream);
-        let acceptor = tokio::spawn(accept(listener, leads_to, receiver, Arc::clone(&meter)));
+        let acceptor = tokio::spawn(accept(
+            listener,
+            sockets,
+            leads_to,
+            receiver,
+            Arc::clone(&meter),
+        ));
         Self {
             addr,
             upstream,
@@ -88,6 +100,12 @@ impl FaultProxy {
     /// Resets every live connection and leaves the fault as it is.
     pub fn reset_live(&self) {
         self.control.send_modify(Control::reset_live);
+    }
+
+    /// Loses, from now on and without a word, all that the live connections carry, and leaves the fault as it is: new ones are
+    /// not concerned. It is what a firewall does that has forgotten its connections.
+    pub fn blackhole_live(&self) {
+        self.control.send_modify(Control::blackhole_live);
     }
 
     /// How many client connections are open.
@@ -129,6 +147,7 @@ impl Drop for FaultProxy {
 
 async fn accept(
     listener: TcpListener,
+    sockets: Sockets,
     upstream: watch::Receiver<SocketAddr>,
     control: watch::Receiver<Control>,
     meter: Arc<Meter>,
@@ -138,7 +157,7 @@ async fn accept(
         tokio::select! {
             accepted = listener.accept() => if let Ok((client, _)) = accepted {
                 meter.add(|stats| stats.accepted += 1);
-                let upstream = *upstream.borrow();
+                let upstream = sockets.connect(*upstream.borrow());
                 admit(client, upstream, &control, &meter, &mut connections);
             },
             Some(_) = connections.join_next() => {}
@@ -148,14 +167,14 @@ async fn accept(
 
 fn admit(
     client: TcpStream,
-    upstream: SocketAddr,
+    upstream: impl Future<Output = io::Result<TcpStream>> + Send + 'static,
     control: &watch::Receiver<Control>,
     meter: &Arc<Meter>,
     connections: &mut JoinSet<()>,
 ) {
     let (refuse, born) = {
         let control = control.borrow();
-        (matches!(control.fault, Fault::Refuse), control.resets)
+        (matches!(control.fault, Fault::Refuse), Born::now(&control))
     };
     if refuse {
         connection::reset(client);
