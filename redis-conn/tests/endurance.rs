@@ -11,12 +11,11 @@ use std::{
     time::Duration,
 };
 
-use redis::aio::MultiplexedConnection;
 use redis_conn::{
     Backend, Config, Endpoint, Error, ErrorKind, Event, Subscription,
     raw::{Call, Class, Engine, Redis, Script},
 };
-use testkit::{Answer, FaultProxy, RedisCluster, RedisServer, RespMock};
+use testkit::{Answer, Fault, FaultProxy, RedisCluster, RedisServer, RespMock};
 use tokio::{
     task::JoinHandle,
     time::{interval, sleep, timeout},
@@ -82,7 +81,9 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 /// The ids of the connections of one purpose, as the server knows them.
-async fn connections(admin: &mut MultiplexedConnection, purpose: &str) -> Vec<u64> {
+async fn connections(server: &RedisServer, purpose: &str) -> Vec<u64> {
+    // A new one each time: a server may end this one for idleness too.
+    let admin = &mut server.connection().await;
     let mut list = redis::cmd("CLIENT");
     let list: String = list.arg("LIST").query_async(admin).await.unwrap();
     let field = |line: &str, name: &str| {
@@ -178,31 +179,26 @@ impl Tally {
 
 /// The way to a server is lost without a word under traffic: the lane is replaced, once, and only those who were on the lost way
 /// notice.
-async fn is_replaced(
-    proxy: &FaultProxy,
-    admin: &mut MultiplexedConnection,
-    redis: &Redis,
-    key: &str,
-) {
+async fn is_replaced(proxy: &FaultProxy, server: &RedisServer, redis: &Redis, key: &str) {
     let traffic = Traffic::start(redis, key);
     traffic.goes_on(Traffic::PER_SECOND).await;
     assert_eq!(traffic.tally.failed(), 0);
-    let lost = connections(admin, "lane").await;
+    let lost = connections(server, "lane").await;
     assert_eq!(lost.len(), 1);
 
     proxy.blackhole_live();
     until("another lane", async || {
-        let lanes = connections(admin, "lane").await;
+        let lanes = connections(server, "lane").await;
         lanes.len() == 1 && lanes != lost
     })
     .await;
-    let second = connections(admin, "lane").await;
+    let second = connections(server, "lane").await;
     // Those on their way when it was replaced have ended after so many more.
     traffic.goes_on(Traffic::PER_SECOND).await;
     let failed = traffic.tally.failed();
     traffic.goes_on(Traffic::PER_SECOND).await;
     assert_eq!(traffic.tally.failed(), failed, "the new lane is a good one");
-    assert_eq!(connections(admin, "lane").await, second, "once is enough");
+    assert_eq!(connections(server, "lane").await, second, "once is enough");
 
     let tally = traffic.stop().await;
     let [timeouts, ambiguous, counted] =
@@ -225,7 +221,7 @@ async fn a_lane_gone_without_a_word_is_replaced_under_traffic() {
     let proxy = FaultProxy::start(server.addr()).await;
     let (_backend, redis) = connected(single(&proxy.url())).await;
     let accepted = proxy.accepted();
-    is_replaced(&proxy, &mut server.connection().await, &redis, "tk:n").await;
+    is_replaced(&proxy, &server, &redis, "tk:n").await;
     assert_eq!(proxy.accepted(), accepted + 1);
     assert_eq!(proxy.connections(), 1, "the lost one is closed");
 }
@@ -252,8 +248,7 @@ async fn a_lane_of_a_cluster_gone_without_a_word_concerns_its_own_shard_alone() 
         .map(|(key, _)| Traffic::start(&redis, key))
         .collect::<Vec<_>>();
 
-    let mut admin = cluster.connection(owner).await;
-    is_replaced(cluster.proxy(owner), &mut admin, &redis, &lost).await;
+    is_replaced(cluster.proxy(owner), cluster.node(owner), &redis, &lost).await;
     for traffic in others {
         traffic.goes_on(10).await;
         let tally = traffic.stop().await;
@@ -274,6 +269,28 @@ async fn an_idle_lane_gone_without_a_word_is_found_before_it_is_needed() {
     assert_eq!(proxy.connections(), 1, "the lost one is closed");
 }
 
+#[tokio::test]
+async fn a_lane_whose_replies_are_late_is_not_a_lost_one() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(server.addr()).await;
+    let (_backend, redis) = connected(single(&proxy.url())).await;
+    let accepted = proxy.accepted();
+    proxy.set(Fault::Delay {
+        base: Traffic::DEADLINE * 3 / 2,
+        jitter: Duration::ZERO,
+    });
+    for _ in 0..5 {
+        let late = redis.call(get("tk:n"), Traffic::DEADLINE).await;
+        assert_eq!(*late.unwrap_err().kind(), ErrorKind::Timeout);
+    }
+    redis.call(get("tk:n"), LONG).await.unwrap();
+    assert_eq!(
+        proxy.accepted(),
+        accepted,
+        "replies come, and another lane would be as slow"
+    );
+}
+
 async fn next(subscription: &mut Subscription) -> Event {
     let event = timeout(LONG, subscription.recv()).await;
     event.expect("nothing came").expect("it has ended")
@@ -281,11 +298,7 @@ async fn next(subscription: &mut Subscription) -> Event {
 
 /// The server ends what is idle for a second, and everything here is idle until it has ended the lane so many times. The first of the
 /// nodes has the key.
-async fn outlives_an_idle_timeout(
-    backend: Backend,
-    nodes: &mut [MultiplexedConnection],
-    renewals: usize,
-) {
+async fn outlives_an_idle_timeout(backend: Backend, nodes: &[&RedisServer], renewals: usize) {
     let redis = redis(&backend);
     let key = "tk:{idle}";
     assert_eq!(count(&redis, key, LONG).await.unwrap(), 1);
@@ -293,20 +306,20 @@ async fn outlives_an_idle_timeout(
     let pooled = redis.dedicated(key, LONG).await.unwrap();
     let bus = listeners(nodes).await;
     assert_eq!(bus.len(), 1);
-    let admin = &mut nodes[0];
-    assert_eq!(connections(admin, "pool").await.len(), 1);
+    let server = nodes[0];
+    assert_eq!(connections(server, "pool").await.len(), 1);
     pooled.release();
 
     for _ in 0..renewals {
-        let before = connections(admin, "lane").await;
+        let before = connections(server, "lane").await;
         until("another lane", async || {
-            let lanes = connections(admin, "lane").await;
+            let lanes = connections(server, "lane").await;
             lanes.len() == before.len() && lanes.iter().all(|lane| !before.contains(lane))
         })
         .await;
     }
     until("the end of the idle one in the pool", async || {
-        connections(admin, "pool").await.is_empty()
+        connections(server, "pool").await.is_empty()
     })
     .await;
     assert_eq!(count(&redis, key, LONG).await.unwrap(), 2);
@@ -322,10 +335,10 @@ async fn outlives_an_idle_timeout(
 }
 
 /// The connections for subscriptions, as the nodes know them.
-async fn listeners(nodes: &mut [MultiplexedConnection]) -> Vec<(usize, u64)> {
+async fn listeners(nodes: &[&RedisServer]) -> Vec<(usize, u64)> {
     let mut listeners = Vec::new();
-    for (node, admin) in nodes.iter_mut().enumerate() {
-        let ids = connections(admin, "bus").await;
+    for (node, server) in nodes.iter().enumerate() {
+        let ids = connections(server, "bus").await;
         listeners.extend(ids.into_iter().map(|id| (node, id)));
     }
     listeners
@@ -335,7 +348,7 @@ async fn outlives_an_idle_timeout_on_a_server(lazy: bool) {
     let server = RedisServer::builder().arg("timeout", "1").start().await;
     let config = single(&server.url()).into_builder().lazy_connect(lazy);
     let backend = Backend::redis(config.build().unwrap()).unwrap();
-    outlives_an_idle_timeout(backend, &mut [server.connection().await], 2).await;
+    outlives_an_idle_timeout(backend, &[&server], 2).await;
 }
 
 #[tokio::test]
@@ -354,12 +367,9 @@ async fn connections_that_a_cluster_ends_for_idleness_are_not_missed() {
     let cluster = cluster.arg("timeout", "1").start().await;
     let backend = Backend::redis(cluster_config(&cluster)).unwrap();
     let owner = cluster.primary_of(RedisCluster::slot_of("tk:{idle}")).await;
-    let mut nodes = vec![cluster.connection(owner).await];
-    for other in (0..3).filter(|node| *node != owner) {
-        nodes.push(cluster.connection(other).await);
-    }
-    // The lanes end one by one, and whenever one comes back all are asked how they are.
-    outlives_an_idle_timeout(backend, &mut nodes, 1).await;
+    let nodes = [owner, (owner + 1) % 3, (owner + 2) % 3].map(|node| cluster.node(node));
+    // Whenever a lane comes back all are asked how they are, so that none may be idle for long: the pool is.
+    outlives_an_idle_timeout(backend, &nodes, 0).await;
 }
 
 const MIB: usize = 1024 * 1024;

@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     fault::{Failure, Fault},
     greeting::{Greeting, Mode, Version},
+    heard::Heard,
     socket::{self, BoxSocket, Ending},
 };
 use crate::{
@@ -38,6 +39,7 @@ pub(super) struct Connection {
     pub(super) commands: MultiplexedConnection,
     pub(super) driver: AbortOnDropHandle<()>,
     pub(super) greeting: Greeting,
+    pub(super) heard: Heard,
 }
 
 /// What a connection is made for.
@@ -160,12 +162,15 @@ impl Dialer {
         if let Some(pushes) = pushes {
             settings = settings.set_push_sender(pushes);
         }
+        let heard = Heard::default();
+        let socket = heard.listening(socket);
         let (commands, driver) =
             MultiplexedConnection::new_with_config(&self.info(login), socket, settings)
                 .await
                 .map_err(Failure::of_dial)?;
         let driver = AbortOnDropHandle::new(tokio::spawn(driver));
-        self.introduce(commands, driver, purpose).await
+        let connection = (commands, driver, heard);
+        self.introduce(connection, purpose).await
     }
 
     #[cfg(feature = "tls")]
@@ -215,10 +220,10 @@ impl Dialer {
     /// name.
     async fn introduce(
         &self,
-        mut commands: MultiplexedConnection,
-        driver: AbortOnDropHandle<()>,
+        connection: (MultiplexedConnection, AbortOnDropHandle<()>, Heard),
         purpose: Purpose,
     ) -> Result<Connection, Failure> {
+        let (mut commands, driver, heard) = connection;
         let mut asked = ::redis::pipe();
         asked
             .cmd("HELLO")
@@ -263,6 +268,7 @@ impl Dialer {
             commands,
             driver,
             greeting,
+            heard,
         })
     }
 }

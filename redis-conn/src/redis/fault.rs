@@ -71,7 +71,7 @@ pub(super) enum Blame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Keep,
-    /// Replaced after three in a row without a reply between them.
+    /// Replaced after three in a row without a word from the server between them.
     Suspect,
     Replace,
     /// It works but leads to the wrong server: kept until the right one is found.

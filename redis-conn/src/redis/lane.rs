@@ -123,14 +123,8 @@ impl Lane {
         let sent = Instant::now();
         let sending = link.send(attempt.command, attempt.asking);
         let failure = match timeout_at(attempt.deadline, sending).await {
-            Ok(Ok(Value::ServerError(answer))) => {
-                link.replied();
-                Failure::of_answer(&answer)
-            }
-            Ok(Ok(reply)) => {
-                link.replied();
-                return Ok(reply);
-            }
+            Ok(Ok(Value::ServerError(answer))) => Failure::of_answer(&answer),
+            Ok(Ok(reply)) => return Ok(reply),
             Ok(Err(error)) => Failure::lost(attempt.class, error),
             Err(_) => Failure::late(attempt.class),
         };

@@ -13,9 +13,10 @@ use super::{
     dial::Connection,
     fault::{Failure, Verdict},
     greeting::Version,
+    heard::Heard,
 };
 
-/// So many timeouts without a reply between them condemn a connection: nothing else tells that a peer is gone without a word.
+/// So many timeouts without a word from the server between them condemn a connection: nothing else tells that a peer is gone without a word.
 const SILENT_TIMEOUTS: u32 = 3;
 
 /// A connection that all callers of a lane share.
@@ -27,8 +28,11 @@ pub(super) struct Link {
     timeouts: AtomicU32,
     /// When a timeout was counted last, in microseconds since `born`.
     counted: AtomicU64,
-    /// Whether a reply came since somebody asked last.
-    heard: AtomicBool,
+    heard: Heard,
+    /// How often something had come when a timeout was counted last.
+    heard_then: AtomicU64,
+    /// How often something had come when somebody asked last.
+    heard_before: AtomicU64,
     broken: AtomicBool,
     condemned: Notify,
     misplaced: Notify,
@@ -43,7 +47,9 @@ impl Link {
             born: Instant::now(),
             timeouts: AtomicU32::new(0),
             counted: AtomicU64::new(0),
-            heard: AtomicBool::new(true),
+            heard: connection.heard.clone(),
+            heard_then: AtomicU64::new(0),
+            heard_before: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             condemned: Notify::new(),
             misplaced: Notify::new(),
@@ -92,19 +98,10 @@ impl Link {
         self.born.elapsed()
     }
 
-    pub(super) fn replied(&self) {
-        // Read first: the common case must not write to a line that all callers share.
-        if !self.heard.load(Ordering::Relaxed) {
-            self.heard.store(true, Ordering::Relaxed);
-        }
-        if self.timeouts.load(Ordering::Relaxed) != 0 {
-            self.timeouts.store(0, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether a reply came since this was asked last.
+    /// Whether anything came since this was asked last.
     pub(super) fn take_heard(&self) -> bool {
-        self.heard.swap(false, Ordering::Relaxed)
+        let heard = self.heard.times();
+        self.heard_before.swap(heard, Ordering::Relaxed) != heard
     }
 
     /// Does to the connection what the table says of this failure of a command that was sent at `sent`.
@@ -134,7 +131,14 @@ impl Link {
             Ordering::Relaxed,
             Ordering::Relaxed,
         );
-        if counts.is_ok() && self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= SILENT_TIMEOUTS {
+        if counts.is_err() {
+            return;
+        }
+        let heard = self.heard.times();
+        if self.heard_then.swap(heard, Ordering::Relaxed) != heard {
+            self.timeouts.store(0, Ordering::Relaxed);
+        }
+        if self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= SILENT_TIMEOUTS {
             self.condemn();
         }
     }

@@ -7,6 +7,7 @@ mod cluster;
 mod dial;
 mod fault;
 mod greeting;
+mod heard;
 mod lane;
 mod link;
 mod node;
