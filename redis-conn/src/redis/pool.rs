@@ -245,8 +245,8 @@ async fn exchange(
 pub struct Dedicated {
     connection: PooledConnection<'static, Manager>,
     context: Arc<Context>,
-    /// A command was sent and its reply not taken.
-    waiting: bool,
+    /// A command was sent and its reply not taken: what it has left behind is known to nobody.
+    spoilt: bool,
 }
 
 impl Dedicated {
@@ -278,7 +278,7 @@ impl Dedicated {
         Ok(Self {
             connection,
             context: Arc::clone(context),
-            waiting: false,
+            spoilt: false,
         })
     }
 
@@ -300,7 +300,8 @@ impl Dedicated {
         if token.is_cancelled() {
             return Err(closed());
         }
-        self.waiting = true;
+        // One that was dropped or failed before stays so, whatever comes of this one.
+        let spoilt = std::mem::replace(&mut self.spoilt, true);
         let calling = async {
             let exchanging = exchange(&mut self.connection, &call, deadline::after(deadline));
             exchanging.await.map_err(|failure| {
@@ -310,12 +311,12 @@ impl Dedicated {
         };
         let answered = telemetry.observe(&call, calling).await;
         let refused = |error: &Error| matches!(error.kind(), ErrorKind::Server(_));
-        self.waiting = answered.as_ref().is_err_and(|error| !refused(error));
+        self.spoilt = spoilt || answered.as_ref().is_err_and(|error| !refused(error));
         answered
     }
 
     /// Gives the connection back for others to use: no transaction is open on it and nothing is watched.
     pub fn release(mut self) {
-        self.connection.used = self.waiting;
+        self.connection.used = self.spoilt;
     }
 }
