@@ -23,7 +23,7 @@ pub struct BackendBuilder {
     instance: Option<String>,
     clock: Arc<dyn Clock>,
     #[cfg(feature = "redis")]
-    rewrite: Option<fn(&str) -> String>,
+    rewrite: Option<crate::redis::Rewrite>,
 }
 
 impl Default for BackendBuilder {
@@ -58,11 +58,15 @@ impl BackendBuilder {
         self
     }
 
-    /// Rewrites every script before it is sent, for tests that hold the server's time.
+    /// Rewrites every script whenever it is called, for tests that hold the server's time: `rewrite` gets the text and returns
+    /// another one, with the arguments that are added behind those of the call.
     #[doc(hidden)]
     #[cfg(feature = "redis")]
-    pub fn rewrite_scripts(mut self, rewrite: fn(&str) -> String) -> Self {
-        self.rewrite = Some(rewrite);
+    pub fn rewrite_scripts(
+        mut self,
+        rewrite: impl Fn(&str) -> (String, Vec<String>) + Send + Sync + 'static,
+    ) -> Self {
+        self.rewrite = Some(crate::redis::Rewrite::new(rewrite));
         self
     }
 
@@ -121,7 +125,7 @@ impl BackendBuilder {
             let name = name.or_else(|| self.instance.clone());
             let options = crate::redis::Options {
                 client_name: name.unwrap_or_else(default_instance),
-                rewrite: self.rewrite,
+                rewrite: self.rewrite.clone(),
             };
             let redis =
                 crate::redis::Redis::start(config, options, Arc::clone(&hub), closed.clone())?;

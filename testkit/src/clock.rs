@@ -1,20 +1,20 @@
 //! Controlling the time that scripts read in Redis.
 //!
-//! A production script reads the server's time in exactly one line. [`frozen_time_script`] replaces
-//! that line by one that reads the key [`TIME_KEY`], which a [`RedisClock`] holds still or steps.
+//! A production script reads the server's time in exactly one line. A [`RedisClock`] puts another one
+//! in its place, which takes the time from arguments that are added to each call. So it holds on every
+//! node of a cluster, for users who may touch no key but their own, and the text stays the same
+//! whatever the time is.
 //!
-//! Only what the script computes follows the key. Redis expires keys by its own clock all the same:
-//! step the key forward and nothing expires, let a test run longer than a TTL and it does.
+//! Only what the script computes follows the clock. Redis expires keys by its own clock all the same:
+//! step it forward and nothing expires, let a test run longer than a TTL and it does.
 
-use std::time::Duration;
-
-use redis::{AsyncCommands as _, aio::MultiplexedConnection};
-use tokio::sync::Mutex;
-
-use crate::RedisServer;
-
-/// Holds the time as `seconds:microseconds`.
-pub const TIME_KEY: &str = "testkit:time";
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 /// What a [`RedisClock`] shows at first: a fixed moment, so that a failure repeats itself.
 pub const EPOCH_MICROS: u64 = 1_700_000_000_000_000;
@@ -22,13 +22,15 @@ pub const EPOCH_MICROS: u64 = 1_700_000_000_000_000;
 /// The line that a production script reads the time with.
 const TIME_LINE: &str = "local t = redis.call('TIME')";
 
-/// One statement, because it takes the place of one line; no global, because Redis forbids them;
-/// two strings, because that is what TIME replies.
-const FROZEN_LINE: &str = "local t = (function() \
-     local s, us = string.match(redis.call('GET', 'testkit:time'), '^(%d+):(%d+)$') \
-     return { s, us } end)()";
+/// Takes the time away before the script sees its arguments. On the script's first line, so that
+/// errors name the lines that they mean.
+const TAKE: &str = "local frozen_s, frozen_us = table.remove(ARGV, #ARGV - 1), table.remove(ARGV) ";
 
-/// Makes a script read its time from [`TIME_KEY`] instead of the server's clock.
+/// Two strings, because that is what TIME replies.
+const FROZEN_LINE: &str = "local t = { frozen_s, frozen_us }";
+
+/// Makes a script read its time from its last two arguments, seconds and microseconds, instead of the
+/// server's clock. The rest of it does not see them.
 ///
 /// # Panics
 ///
@@ -42,61 +44,60 @@ pub fn frozen_time_script(text: &str) -> String {
     );
     let calls = text.matches("TIME'").count() + text.matches("TIME\"").count();
     assert_eq!(calls, 1, "a script must not read its time twice:\n{text}");
-    text.replace(TIME_LINE, FROZEN_LINE)
+    format!("{TAKE}{}", text.replace(TIME_LINE, FROZEN_LINE))
 }
 
-/// The hand on the clock that frozen scripts read.
-///
-/// It talks through one connection: make a new one after the server restarted.
-#[derive(Debug)]
+/// The hand on the clock that frozen scripts read. A clone is the same clock.
+#[derive(Debug, Clone)]
 pub struct RedisClock {
-    hand: Mutex<Hand>,
+    micros: Arc<AtomicU64>,
 }
 
-#[derive(Debug)]
-struct Hand {
-    micros: u64,
-    connection: MultiplexedConnection,
+impl Default for RedisClock {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl RedisClock {
-    /// Freezes the time of `server` at [`EPOCH_MICROS`].
-    pub async fn new(server: &RedisServer) -> Self {
-        let connection = server.connection().await;
-        let clock = Self {
-            hand: Mutex::new(Hand {
-                micros: 0,
-                connection,
-            }),
-        };
-        clock.set_micros(EPOCH_MICROS).await;
-        clock
+    /// A clock that stands at [`EPOCH_MICROS`].
+    pub fn new() -> Self {
+        Self {
+            micros: Arc::new(EPOCH_MICROS.into()),
+        }
     }
 
     /// Jumps to `micros` microseconds after the Unix epoch, forward or back.
-    pub async fn set_micros(&self, micros: u64) {
-        self.hand.lock().await.point_at(micros).await;
+    pub fn set_micros(&self, micros: u64) {
+        self.micros.store(micros, Ordering::SeqCst);
     }
 
     /// Steps forward.
-    pub async fn advance(&self, by: Duration) {
+    pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_micros()).expect("a step fits in 64 bits of microseconds");
-        let mut hand = self.hand.lock().await;
-        let micros = hand.micros + by;
-        hand.point_at(micros).await;
+        self.micros.fetch_add(by, Ordering::SeqCst);
     }
 
     /// What the clock shows, in microseconds after the Unix epoch.
-    pub async fn micros(&self) -> u64 {
-        self.hand.lock().await.micros
+    pub fn micros(&self) -> u64 {
+        self.micros.load(Ordering::SeqCst)
     }
-}
 
-impl Hand {
-    async fn point_at(&mut self, micros: u64) {
-        let value = format!("{}:{}", micros / 1_000_000, micros % 1_000_000);
-        let set: redis::RedisResult<()> = self.connection.set(TIME_KEY, value).await;
-        set.expect("a server that runs takes the test's time");
-        self.micros = micros;
+    /// A script that reads this clock, see [`frozen_time_script`], and what has to follow the arguments
+    /// of a call now.
+    pub fn freeze(&self, text: &str) -> (String, Vec<String>) {
+        let micros = self.micros();
+        let time = [micros / 1_000_000, micros % 1_000_000];
+        let arguments = time.iter().map(u64::to_string).collect();
+        (frozen_time_script(text), arguments)
+    }
+
+    /// [`freeze`](Self::freeze) for whoever calls scripts, such as a backend that is built with
+    /// `rewrite_scripts`.
+    pub fn rewriter(
+        &self,
+    ) -> impl Fn(&str) -> (String, Vec<String>) + Send + Sync + 'static + use<> {
+        let clock = self.clone();
+        move |text| clock.freeze(text)
     }
 }

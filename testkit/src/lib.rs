@@ -5,9 +5,10 @@
 //! | [`server`] | a real Redis of one's own, stopped whatever happens to the test | [`RedisServer::start`] |
 //! | [`cluster`] | a Redis cluster of one's own, its failovers and its slots on the move | [`RedisCluster::start`] |
 //! | [`sentinel`] | a master with replicas and the sentinels that replace it | [`RedisSentinel::start`] |
+//! | [`topology`] | Redis in each of the ways that it is run | [`Topology::start`] |
 //! | [`mock`] | a server that answers as scripted | [`RespMock::start`] |
 //! | [`certs`] | an authority and certificates, also bad ones | [`Authority::new`] |
-//! | [`clock`] | freezing and stepping the time that scripts read in Redis | [`RedisClock`], [`frozen_time_script`] |
+//! | [`clock`] | freezing and stepping the time that scripts read in Redis | [`RedisClock`] |
 //! | [`proxy`] | a TCP proxy that loses, delays and tears what passes through | [`FaultProxy::start`] |
 //! | [`probe`] | the Tower contract, seen from the inner service | [`Probe`], [`drop_at_every_await`] |
 //! | [`stacks`] | one layer value mounted on axum, hyper and tonic | [`stacks::run`] |
@@ -65,6 +66,7 @@ pub mod proxy;
 pub mod sentinel;
 pub mod server;
 pub mod stacks;
+pub mod topology;
 
 pub use certs::{Authority, Certificate};
 pub use clock::{RedisClock, frozen_time_script};
@@ -75,3 +77,4 @@ pub use process::Fleet;
 pub use proxy::{AfterDrop, Fault, FaultProxy, FaultProxyBuilder, Matching, ProxyStats};
 pub use sentinel::RedisSentinel;
 pub use server::{CommandStat, RedisServer};
+pub use topology::{Servers, Topology};

@@ -7,67 +7,79 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use redis::aio::MultiplexedConnection;
 use testkit::{RedisClock, RedisServer, clock::EPOCH_MICROS, frozen_time_script};
 
-const SCRIPT: &str = "
-local key = KEYS[1]
+/// It counts its arguments before it reads the time.
+const SCRIPT: &str = "-- as in production
+local key, count = KEYS[1], #ARGV
     local t = redis.call('TIME')
 redis.call('SET', key, t[1] * 1000000 + t[2])
-return { type(t[1]), type(t[2]), #t, t[1], t[2] }
+return { type(t[1]), type(t[2]), #t, t[1], t[2], count, ARGV[1], #ARGV }
 ";
 
-type Reply = (String, String, usize, String, String);
+type Reply = (String, String, usize, String, String, usize, String, usize);
 
-async fn run(server: &RedisServer, text: &str) -> Reply {
-    let mut connection = server.connection().await;
+async fn run(connection: &mut MultiplexedConnection, text: &str, added: Vec<String>) -> Reply {
     let mut eval = redis::cmd("EVAL");
     eval.arg(text)
         .arg(1)
-        .arg("k")
-        .query_async(&mut connection)
+        .arg("tk:k")
+        .arg("own")
+        .arg(added)
+        .query_async(connection)
         .await
         .unwrap()
 }
 
-#[tokio::test]
-async fn a_rewritten_script_reads_the_clock_in_the_shape_of_time() {
-    let rewrite: fn(&str) -> String = frozen_time_script;
-    let server = RedisServer::start().await;
-    let clock = RedisClock::new(&server).await;
-    let real = run(&server, SCRIPT).await;
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_secs();
-    assert!(now.abs_diff(real.3.parse().unwrap()) < 60);
+/// What the script answers at that time, with one argument of its own.
+fn at(seconds: &str, micros: &str) -> Reply {
+    let (string, seconds, micros) = ("string".to_owned(), seconds.to_owned(), micros.to_owned());
+    let own = "own".to_owned();
+    (string.clone(), string, 2, seconds, micros, 1, own, 1)
+}
 
-    let frozen = rewrite(SCRIPT);
-    let expected = |seconds: &str, micros: &str| {
-        let string = "string".to_owned();
-        (
-            string.clone(),
-            string,
-            2,
-            seconds.to_owned(),
-            micros.to_owned(),
-        )
-    };
+/// A user who may run scripts on one key, and nothing else.
+const USER: &str = "user least on >least ~tk:k +eval +set";
+
+#[tokio::test]
+async fn a_frozen_script_reads_the_clock_in_the_shape_of_time() {
+    let server = RedisServer::builder().users(USER).start().await;
+    let clock = RedisClock::new();
+    let real = run(&mut server.connection().await, SCRIPT, Vec::new()).await;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    assert!(now.as_secs().abs_diff(real.3.parse().unwrap()) < 60);
+    assert_eq!(real, at(&real.3, &real.4));
+
+    let least = redis::Client::open(format!("redis://least:least@{}", server.addr())).unwrap();
+    let mut least = least.get_multiplexed_async_connection().await.unwrap();
+    let freeze = clock.rewriter();
+    let (text, added) = freeze(SCRIPT);
     assert_eq!(
-        (&real.0, &real.1, real.2),
-        (&"string".to_owned(), &"string".to_owned(), 2)
+        run(&mut least, &text, added.clone()).await,
+        at("1700000000", "0")
     );
-    assert_eq!(run(&server, &frozen).await, expected("1700000000", "0"));
-    assert_eq!(run(&server, &frozen).await, expected("1700000000", "0"));
-    clock.advance(Duration::from_micros(1_000_042)).await;
-    assert_eq!(clock.micros().await, EPOCH_MICROS + 1_000_042);
-    assert_eq!(run(&server, &frozen).await, expected("1700000001", "42"));
-    clock.set_micros(999).await;
-    assert_eq!(run(&server, &frozen).await, expected("0", "999"));
-    assert_eq!(
-        server.keys().await,
-        ["k"],
-        "the clock's own key is not listed"
-    );
+    assert_eq!(run(&mut least, &text, added).await, at("1700000000", "0"));
+    clock.advance(Duration::from_micros(1_000_042));
+    assert_eq!(clock.micros(), EPOCH_MICROS + 1_000_042);
+    let (same, added) = freeze(SCRIPT);
+    assert_eq!(run(&mut least, &same, added).await, at("1700000001", "42"));
+    assert_eq!(same, text, "a server keeps one text whatever the time is");
+    clock.clone().set_micros(999);
+    let (_, added) = clock.freeze(SCRIPT);
+    assert_eq!(run(&mut least, &text, added).await, at("0", "999"));
+    assert_eq!(server.keys().await, ["tk:k"], "the clock has no key");
+}
+
+#[tokio::test]
+async fn an_error_names_the_line_of_the_script() {
+    let server = RedisServer::start().await;
+    let (text, _) = RedisClock::new().freeze("local t = redis.call('TIME')\nnonsense()");
+    let mut eval = redis::cmd("EVAL");
+    eval.arg(text).arg(0).arg(0).arg(0);
+    let refused = eval.exec_async(&mut server.connection().await).await;
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains("user_script:2"), "{text}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What every store promises, on all three backends with the same assertions.
+//! What every store promises, on all three backends and on every topology of Redis with the same assertions.
 #![cfg(all(feature = "redis", feature = "sqlite"))]
 #![allow(
     clippy::unwrap_used,
@@ -528,16 +528,19 @@ async fn an_expired_row_is_none_whatever_is_in_it() {
 
 macro_rules! on_each_backend {
     ($($case:ident)+) => {
-        on_each_backend!(@ memory Memory $($case)+);
-        on_each_backend!(@ sqlite Sqlite $($case)+);
-        on_each_backend!(@ redis Redis $($case)+);
+        on_each_backend!(@ memory fixture::Memory::start(), $($case)+);
+        on_each_backend!(@ sqlite fixture::Sqlite::start(), $($case)+);
+        on_each_backend!(@ redis fixture::Redis::start(&fixture::SINGLE), $($case)+);
+        on_each_backend!(@ redis_cluster fixture::Redis::start(&fixture::CLUSTER), $($case)+);
+        on_each_backend!(@ redis_sentinel fixture::Redis::start(&fixture::SENTINEL), $($case)+);
     };
-    (@ $module:ident $fixture:ident $($case:ident)+) => {
+    (@ $module:ident $start:expr, $($case:ident)+) => {
         mod $module {
+            use super::fixture;
             $(
                 #[tokio::test]
                 async fn $case() {
-                    super::cases::$case(&super::fixture::$fixture::start().await).await;
+                    super::cases::$case(&$start.await).await;
                 }
             )+
         }

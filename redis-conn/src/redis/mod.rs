@@ -48,6 +48,7 @@ use self::{
     target::Target,
     telemetry::Telemetry,
 };
+pub(crate) use self::script::Rewrite;
 pub use self::{
     call::{Call, Class, Reply},
     pool::Dedicated,
@@ -66,7 +67,7 @@ struct Inner {
     pubsub: PubSub,
     probes: Probes,
     context: Arc<Context>,
-    rewrite: Option<fn(&str) -> String>,
+    rewrite: Option<Rewrite>,
 }
 
 /// What everything that connects has in common.
@@ -94,7 +95,7 @@ enum Topology {
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) client_name: String,
-    pub(crate) rewrite: Option<fn(&str) -> String>,
+    pub(crate) rewrite: Option<Rewrite>,
 }
 
 impl Redis {

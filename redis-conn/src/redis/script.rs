@@ -1,6 +1,11 @@
 //! Scripts: sent by their digest, and by their text only where the server does not know them.
 
-use std::{borrow::Cow, sync::OnceLock, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use super::{Call, Class, Redis, Reply};
 use crate::{Error, ErrorKind};
@@ -22,19 +27,28 @@ impl Script {
         }
     }
 
-    /// The text and its digest, the way this backend sends it.
-    fn rendered(&self, rewrite: Option<fn(&str) -> String>) -> (Cow<'static, str>, Cow<'_, str>) {
-        match rewrite {
-            None => {
-                let digest = self.digest.get_or_init(|| digest(self.text).into());
-                (Cow::Borrowed(self.text), Cow::Borrowed(digest))
-            }
-            Some(rewrite) => {
-                let text = rewrite(self.text);
-                let digest = digest(&text);
-                (Cow::Owned(text), Cow::Owned(digest))
-            }
-        }
+    fn digest(&self) -> &str {
+        self.digest.get_or_init(|| digest(self.text).into())
+    }
+}
+
+type Rewriting = dyn Fn(&str) -> (String, Vec<String>) + Send + Sync;
+
+/// What a test makes of each script: another text, and arguments behind those of the call.
+#[derive(Clone)]
+pub(crate) struct Rewrite(Arc<Rewriting>);
+
+impl Rewrite {
+    pub(crate) fn new(
+        rewrite: impl Fn(&str) -> (String, Vec<String>) + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(rewrite))
+    }
+}
+
+impl fmt::Debug for Rewrite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Rewrite")
     }
 }
 
@@ -48,13 +62,35 @@ pub struct ScriptCall<'a> {
     redis: &'a Redis,
     text: Cow<'static, str>,
     call: Call,
+    /// Arguments that a test adds behind all others.
+    added: Vec<String>,
 }
 
 impl Redis {
     /// Begins a call of `script` with `keys`, which all carry the same hash tag.
     #[must_use]
     pub fn script(&self, script: &'static Script, class: Class, keys: &[&str]) -> ScriptCall<'_> {
-        let (text, digest) = script.rendered(self.inner.rewrite);
+        match &self.inner.rewrite {
+            None => {
+                let text = Cow::Borrowed(script.text);
+                self.begin(text, script.digest(), Vec::new(), class, keys)
+            }
+            Some(Rewrite(rewrite)) => {
+                let (text, added) = rewrite(script.text);
+                let digest = digest(&text);
+                self.begin(Cow::Owned(text), &digest, added, class, keys)
+            }
+        }
+    }
+
+    fn begin(
+        &self,
+        text: Cow<'static, str>,
+        digest: &str,
+        added: Vec<String>,
+        class: Class,
+        keys: &[&str],
+    ) -> ScriptCall<'_> {
         let call = Call::new("EVALSHA", class)
             .arg(digest.as_bytes())
             .int(keys.len() as u64);
@@ -62,6 +98,7 @@ impl Redis {
             redis: self,
             text,
             call: keys.iter().fold(call, Call::key),
+            added,
         }
     }
 }
@@ -93,9 +130,10 @@ impl ScriptCall<'_> {
     /// A dropped call may have been executed.
     pub async fn run(self, deadline: Duration) -> Result<Reply, Error> {
         let deadline = crate::deadline::after(deadline);
-        match self.redis.call_at(&self.call, deadline).await {
+        let call = self.added.iter().fold(self.call, Call::arg);
+        match self.redis.call_at(&call, deadline).await {
             Err(error) if is_unknown(&error) => {
-                let call = self.call.with_text(&self.text);
+                let call = call.with_text(&self.text);
                 self.redis.call_at(&call, deadline).await
             }
             answered => answered,
