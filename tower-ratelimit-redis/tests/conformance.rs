@@ -526,28 +526,7 @@ async fn an_expired_row_is_none_whatever_is_in_it() {
     assert_eq!(remaining(&check(&limiter, &policy, "a", 1).await), [4]);
 }
 
-macro_rules! on_each_backend {
-    ($($case:ident)+) => {
-        on_each_backend!(@ memory fixture::Memory::start(), $($case)+);
-        on_each_backend!(@ sqlite fixture::Sqlite::start(), $($case)+);
-        on_each_backend!(@ redis fixture::Redis::start(&fixture::SINGLE), $($case)+);
-        on_each_backend!(@ redis_cluster fixture::Redis::start(&fixture::CLUSTER), $($case)+);
-        on_each_backend!(@ redis_sentinel fixture::Redis::start(&fixture::SENTINEL), $($case)+);
-    };
-    (@ $module:ident $start:expr, $($case:ident)+) => {
-        mod $module {
-            use super::fixture;
-            $(
-                #[tokio::test]
-                async fn $case() {
-                    super::cases::$case(&$start.await).await;
-                }
-            )+
-        }
-    };
-}
-
-on_each_backend! {
+fixture::on_each_backend! {
     a_subject_is_admitted_up_to_its_limit
     subjects_and_policies_are_apart
     handles_of_one_backend_share_their_counts

@@ -1,4 +1,4 @@
-//! The layer, on the memory backend.
+//! The layer, on the memory backend. What depends on the store is in contract.rs, on every backend.
 #![allow(
     clippy::unwrap_used,
     reason = "what cannot be unwrapped fails the test"
@@ -15,7 +15,7 @@ use http_body_util::{BodyExt as _, Full};
 use redis_conn::{Backend, ManualClock};
 use serde_json::{Value, json};
 use testkit::{Probe, ProbeHandle, assert_auto_traits, drop_at_every_await, probe::Readiness};
-use tower::{Layer, Service, ServiceBuilder, ServiceExt as _, buffer::Buffer};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt as _};
 use tower_ratelimit_redis::{
     Decision, HeaderStyle, Limiter, MissingKey, Policy, RateLimit, RateLimitLayer, ResponseBody,
     ResponseFuture, Source,
@@ -130,129 +130,6 @@ mod contract {
         assert!(!shown.contains("secret"));
     }
 
-    /// The probe panics when an instance is called that was not polled ready.
-    #[tokio::test]
-    async fn the_instance_that_was_ready_is_called() {
-        let (probe, handle) = Probe::ok();
-        handle.set_readiness(Readiness::PendingTimes(3));
-        let mut service = layer(10).layer(probe);
-        for _ in 0..3 {
-            let future = service.ready().await.unwrap().call(request());
-            // A second request, before the first is under way.
-            let other = service.ready().await.unwrap().call(request());
-            assert_eq!(other.await.unwrap().status(), 200);
-            assert_eq!(future.await.unwrap().status(), 200);
-        }
-        assert_eq!(handle.calls(), 6);
-        drop(service);
-        handle.assert_clean();
-        assert_eq!(handle.live_instances(), 0);
-    }
-
-    #[tokio::test]
-    async fn readiness_is_that_of_the_service_behind() {
-        let (probe, handle) = Probe::<testkit::probe::OkHandler<Body>>::ok();
-        handle.set_readiness(Readiness::Pending);
-        let limiter = limiter();
-        let policy = policy("api", 1);
-        let mut service = RateLimitLayer::new(limiter.clone(), policy.clone()).layer(probe);
-        let mut ready = tokio_task(&mut service);
-        assert!(ready().is_pending());
-        assert!(ready().is_pending());
-        handle.set_readiness(Readiness::Ready);
-        assert!(ready().is_ready());
-        assert_eq!(handle.stats().ready_polls, 3);
-        let seen = limiter.peek(&policy, "\0anonymous").await.unwrap();
-        assert_eq!(
-            seen.limits()[0].remaining,
-            1,
-            "asking for readiness charges nothing"
-        );
-    }
-
-    /// Polls a service for readiness.
-    fn tokio_task<S: Service<Request<Body>>>(
-        service: &mut S,
-    ) -> impl FnMut() -> Poll<Result<(), S::Error>> {
-        move || {
-            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-            service.poll_ready(&mut context)
-        }
-    }
-
-    #[tokio::test]
-    async fn a_refused_request_never_reaches_a_buffer() {
-        let (probe, handle) = Probe::ok();
-        let service = layer(1).layer(Buffer::new(probe, 8));
-        for _ in 0..10 {
-            let response = service.clone().oneshot(request()).await.unwrap();
-            drop(response);
-        }
-        // What was enqueued before this one has been seen when it has been answered.
-        assert_eq!(handle.calls(), 1);
-        assert_eq!(handle.stats().completed_futures, 1);
-    }
-
-    #[cfg(feature = "sqlite")]
-    #[tokio::test]
-    async fn a_request_dropped_while_sqlite_decides_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("test.db");
-        let backend = Backend::sqlite(&path).await.unwrap();
-        // A decision could be there before anybody can wait for it, were the file not taken.
-        let other = redis_conn::raw::sql::Connection::open(&path).unwrap();
-        let run = |sql| other.execute_batch(sql).unwrap();
-        dropped_while_the_store_decides(&backend, || run("BEGIN IMMEDIATE"), || run("ROLLBACK"))
-            .await;
-    }
-
-    #[cfg(feature = "redis")]
-    #[tokio::test]
-    async fn a_request_dropped_while_redis_decides_leaves_nothing() {
-        let server = testkit::RedisServer::start().await;
-        let config = redis_conn::Config::from_url(&server.url()).unwrap();
-        let backend = Backend::redis(config).unwrap();
-        backend.ready(Duration::from_secs(10)).await.unwrap();
-        dropped_while_the_store_decides(&backend, || server.freeze(), || server.thaw()).await;
-    }
-
-    /// The store decides nothing between `stop` and `go_on`.
-    #[cfg(any(feature = "sqlite", feature = "redis"))]
-    async fn dropped_while_the_store_decides(
-        backend: &Backend,
-        stop: impl FnOnce(),
-        go_on: impl FnOnce(),
-    ) {
-        let (probe, handle) = Probe::ok();
-        let limiter = Limiter::builder(backend).timeout(Duration::from_secs(10));
-        let limiter = limiter.build().unwrap();
-        let (policy, subject) = (policy("api", 1_000), "\0anonymous");
-        // The first decision makes the table or sends the script.
-        limiter.peek(&policy, subject).await.unwrap();
-        let service = RateLimitLayer::new(limiter.clone(), policy.clone()).layer(probe);
-        stop();
-        let mut go_on = Some(go_on);
-        let polls = drop_at_every_await(
-            || service.clone().oneshot(request()),
-            |polls| {
-                assert_eq!(handle.live_futures(), 0);
-                assert_eq!(handle.live_instances(), 1);
-                if polls == 1 {
-                    go_on.take().into_iter().for_each(|go_on| go_on());
-                }
-            },
-        )
-        .await;
-        assert!(polls >= 2, "{polls} polls: the store was awaited");
-        handle.assert_clean();
-        // What was dropped holds up nobody, and may have been charged.
-        let seen = limiter.peek(&policy, subject).await.unwrap();
-        assert_eq!(seen.source(), Source::Store);
-        let left = seen.limits()[0].remaining;
-        assert!((1_000 - polls as u64..1_000).contains(&left), "{left}");
-        backend.close(Duration::from_secs(20)).await.unwrap();
-    }
-
     #[tokio::test]
     async fn a_dropped_request_leaves_nothing() {
         let (probe, handle) = Probe::new(|_: Request<Body>| async {
@@ -290,24 +167,6 @@ mod contract {
             tokio::task::yield_now().await;
             Ok(Some(Key::from("slow")))
         }
-    }
-
-    #[tokio::test]
-    async fn the_error_of_the_service_behind_is_kept() {
-        let (probe, _) = Probe::new(|_: Request<Body>| ready(Err::<Response<Body>, _>("broken")));
-        let error = layer(1).layer(probe).oneshot(request()).await.unwrap_err();
-        assert_eq!(error, "broken");
-    }
-
-    #[tokio::test]
-    async fn everything_made_of_one_layer_shares_its_limits() {
-        let layer = layer(3);
-        let (probe, handle) = Probe::ok();
-        let (first, second) = (layer.layer(probe.clone()), layer.clone().layer(probe));
-        assert_eq!(statuses(&first, [request()]).await, [200]);
-        assert_eq!(statuses(&first.clone(), [request()]).await, [200]);
-        assert_eq!(statuses(&second, [request(), request()]).await, [200, 429]);
-        assert_eq!(handle.calls(), 3);
     }
 
     #[tokio::test]

@@ -2,10 +2,12 @@
 #![cfg(all(feature = "redis", feature = "sqlite"))]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod fixture;
+
 use std::time::Duration;
 
-use redis_conn::{Backend, Config, Event, raw::sql::Connection};
-use testkit::RedisServer;
+use redis_conn::{Backend, Event, raw::sql::Connection};
+use testkit::Topology;
 use tower_ratelimit_redis::{Limiter, OnFailure, Policy, Source};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -63,24 +65,41 @@ async fn never_meet(backend: Backend, wipe: impl AsyncFnOnce(&str)) {
     assert!(!blog.admits().await, "it was not");
 }
 
-#[tokio::test]
-async fn on_one_server() {
-    let server = RedisServer::start().await;
-    let backend = Backend::redis(Config::from_url(&server.url()).unwrap()).unwrap();
+async fn never_meet_on(topology: Topology) {
+    let servers = topology.start().await;
+    let backend = Backend::redis(fixture::config(&servers)).unwrap();
     backend.ready(LONG).await.unwrap();
     never_meet(backend, async |namespace| {
         let prefix = format!("{namespace}:");
-        let keys = server.keys().await;
-        let own: Vec<_> = keys.iter().filter(|key| key.starts_with(&prefix)).collect();
-        assert_eq!((own.len(), keys.len()), (1, 2));
-        let mut connection = server.connection().await;
-        let _: u64 = redis::cmd("DEL")
-            .arg(own)
-            .query_async(&mut connection)
-            .await
-            .unwrap();
+        let (mut all, mut own) = (0, 0);
+        for primary in servers.primaries().await {
+            let mut connection = primary.connection().await;
+            for key in primary.keys().await {
+                all += 1;
+                if key.starts_with(&prefix) {
+                    let delete = redis::cmd("DEL").arg(&key).to_owned();
+                    own += delete.query_async::<u64>(&mut connection).await.unwrap();
+                }
+            }
+        }
+        assert_eq!((own, all), (1, 2));
     })
     .await;
+}
+
+#[tokio::test]
+async fn on_one_server() {
+    never_meet_on(Topology::Single).await;
+}
+
+#[tokio::test]
+async fn on_one_cluster() {
+    never_meet_on(Topology::Cluster).await;
+}
+
+#[tokio::test]
+async fn behind_the_same_sentinels() {
+    never_meet_on(Topology::Sentinel).await;
 }
 
 #[tokio::test]

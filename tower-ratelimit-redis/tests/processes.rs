@@ -7,25 +7,22 @@
 
 use std::time::Duration;
 
-use redis_conn::{Backend, Config};
-use testkit::{Fleet, RedisServer, process};
+use redis_conn::Backend;
+use testkit::{Fleet, Topology, process};
 use tower_ratelimit_redis::{Limiter, OnFailure, Policy, Source};
 
 const PROCESSES: usize = 4;
 const CHECKS: usize = 500;
 const LIMIT: u64 = 100;
 
+/// Keeps the variables of the children from those of whoever runs the tests.
+const PREFIX: &str = "TEST_";
+
 /// Checks from several tasks at once and reports how many were admitted.
 #[tokio::test]
 #[ignore = "the child of the tests below"]
 async fn child() {
-    let backend = match std::env::var("TEST_SQLITE") {
-        Ok(path) => Backend::sqlite(path).await.unwrap(),
-        Err(_) => {
-            let url = std::env::var("TEST_REDIS").unwrap();
-            Backend::redis(Config::from_url(&url).unwrap()).unwrap()
-        }
-    };
+    let backend = Backend::from_env_prefixed(PREFIX).await.unwrap();
     backend.ready(Duration::from_secs(10)).await.unwrap();
     let limiter = Limiter::builder(&backend)
         .on_failure(OnFailure::Closed)
@@ -79,17 +76,34 @@ async fn admitted(fleet: Fleet) -> u64 {
     admitted
 }
 
+async fn admitted_on(topology: Topology) -> u64 {
+    let servers = topology.start().await;
+    let variables = servers.env().into_iter();
+    let fleet = variables.fold(Fleet::new("child"), |fleet, (name, value)| {
+        fleet.env(format!("{PREFIX}{name}"), value)
+    });
+    admitted(fleet).await
+}
+
 #[tokio::test]
 async fn processes_on_redis_share_one_limit() {
-    let server = RedisServer::start().await;
-    let fleet = Fleet::new("child").env("TEST_REDIS", server.url());
-    assert_eq!(admitted(fleet).await, LIMIT);
+    assert_eq!(admitted_on(Topology::Single).await, LIMIT);
+}
+
+#[tokio::test]
+async fn processes_on_a_redis_cluster_share_one_limit() {
+    assert_eq!(admitted_on(Topology::Cluster).await, LIMIT);
+}
+
+#[tokio::test]
+async fn processes_on_redis_behind_sentinels_share_one_limit() {
+    assert_eq!(admitted_on(Topology::Sentinel).await, LIMIT);
 }
 
 #[tokio::test]
 async fn processes_on_one_file_share_one_limit() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("shared.db");
-    let fleet = Fleet::new("child").env("TEST_SQLITE", path.display());
+    let fleet = Fleet::new("child").env("TEST_SQLITE_PATH", path.display());
     assert_eq!(admitted(fleet).await, LIMIT);
 }
