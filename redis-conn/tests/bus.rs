@@ -169,7 +169,7 @@ async fn recovers_with_one_gap(subscription: &mut Subscription, sender: &Bus) {
 #[tokio::test]
 async fn a_cut_connection_is_one_gap_for_every_subscriber() {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     let (listener, sender) = (on(&proxy.url()).await, on(&server.url()).await.bus());
     let bus = listener.bus();
     let (mut news, mut olds) = (
@@ -209,7 +209,7 @@ async fn a_connection_killed_by_the_server_is_one_gap() {
 #[tokio::test]
 async fn a_connection_gone_without_a_word_is_one_gap() {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     let (listener, sender) = (on(&proxy.url()).await, on(&server.url()).await.bus());
     let mut news = listener.bus().subscribe("news").await.unwrap();
 

@@ -82,7 +82,7 @@ fn ours(family: &str) -> String {
 
 async fn calls(counted: &Counted) {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     let backend = on(&proxy.url()).await;
     assert!(counted.value(&ours("state{state=\"connected\"}")) >= 1.0);
     assert!(counted.value("redis_connection_state") >= 2.0);

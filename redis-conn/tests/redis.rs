@@ -62,17 +62,22 @@ async fn stored(server: &RedisServer, key: &str) -> Option<u64> {
 
 #[tokio::test]
 async fn a_command_is_answered_and_a_refusal_names_its_prefix() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+incr +lpush").start().await;
     let backend = connected(&server.url()).await;
     let redis = redis(&backend);
 
-    assert_eq!(redis.call(incr("n"), LONG).await.unwrap().int().unwrap(), 1);
-    assert_eq!(text(redis.call(get("n"), LONG).await.unwrap()), "1");
-    assert!(redis.call(get("absent"), LONG).await.unwrap().is_nil());
+    assert_eq!(
+        redis.call(incr("tk:n"), LONG).await.unwrap().int().unwrap(),
+        1
+    );
+    assert_eq!(text(redis.call(get("tk:n"), LONG).await.unwrap()), "1");
+    assert!(redis.call(get("tk:absent"), LONG).await.unwrap().is_nil());
 
     let refused = redis
         .call(
-            Call::new("LPUSH", Class::AtMostOnce).arg("n").arg("secret"),
+            Call::new("LPUSH", Class::AtMostOnce)
+                .arg("tk:n")
+                .arg("secret"),
             LONG,
         )
         .await
@@ -83,14 +88,14 @@ async fn a_command_is_answered_and_a_refusal_names_its_prefix() {
 
 #[tokio::test]
 async fn a_backend_can_be_built_before_its_server_is_there() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+incr").start().await;
     server.kill();
     let backend = Backend::redis(config(&server.url())).unwrap();
 
     let away = backend.ready(SHORT).await.unwrap_err();
     assert_eq!(*away.kind(), ErrorKind::Unavailable);
     assert!(backend.watch_state().wait_for(State::Reconnecting).await);
-    let failed = redis(&backend).call(get("n"), LONG).await.unwrap_err();
+    let failed = redis(&backend).call(get("tk:n"), LONG).await.unwrap_err();
     assert_eq!(
         *failed.kind(),
         ErrorKind::Unavailable,
@@ -103,13 +108,13 @@ async fn a_backend_can_be_built_before_its_server_is_there() {
 
     server.restart().await;
     backend.ready(LONG).await.unwrap();
-    redis(&backend).call(incr("n"), LONG).await.unwrap();
+    redis(&backend).call(incr("tk:n"), LONG).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_lost_reply_of_an_at_most_once_command_is_ambiguous_and_it_ran_once() {
-    let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let server = RedisServer::builder().allow("+incr").start().await;
+    let proxy = FaultProxy::start(&server).await;
     let backend = connected(&proxy.url()).await;
 
     proxy.set(swallowed("INCR"));
@@ -134,14 +139,14 @@ async fn a_lost_reply_of_an_at_most_once_command_is_ambiguous_and_it_ran_once() 
 
 #[tokio::test]
 async fn a_lost_reply_of_an_idempotent_command_is_asked_for_again() {
-    let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let server = RedisServer::builder().allow("+incr").start().await;
+    let proxy = FaultProxy::start(&server).await;
     let backend = connected(&proxy.url()).await;
-    redis(&backend).call(incr("n"), LONG).await.unwrap();
+    redis(&backend).call(incr("tk:n"), LONG).await.unwrap();
 
     proxy.set(Fault::close_instead_of_reply("GET"));
     let redis = redis(&backend);
-    let asked = tokio::spawn(async move { redis.call(get("n"), LONG).await });
+    let asked = tokio::spawn(async move { redis.call(get("tk:n"), LONG).await });
     proxy.wait_for(|stats| stats.dropped_replies >= 1).await;
     proxy.set(Fault::Pass);
     assert_eq!(text(asked.await.unwrap().unwrap()), "1");
@@ -149,8 +154,8 @@ async fn a_lost_reply_of_an_idempotent_command_is_asked_for_again() {
 
 #[tokio::test]
 async fn three_timeouts_without_a_reply_between_replace_the_connection() {
-    let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let server = RedisServer::builder().allow("+incr").start().await;
+    let proxy = FaultProxy::start(&server).await;
     let backend = connected(&proxy.url()).await;
     let redis = redis(&backend);
 
@@ -158,7 +163,7 @@ async fn three_timeouts_without_a_reply_between_replace_the_connection() {
     for _ in 0..2 {
         assert!(
             redis
-                .call(incr("n"), SHORT)
+                .call(incr("tk:n"), SHORT)
                 .await
                 .unwrap_err()
                 .is_ambiguous()
@@ -167,7 +172,7 @@ async fn three_timeouts_without_a_reply_between_replace_the_connection() {
     assert_eq!(backend.state(), State::Connected, "two are not enough");
     assert!(
         redis
-            .call(incr("n"), SHORT)
+            .call(incr("tk:n"), SHORT)
             .await
             .unwrap_err()
             .is_ambiguous()
@@ -177,9 +182,9 @@ async fn three_timeouts_without_a_reply_between_replace_the_connection() {
 
     proxy.set(Fault::Pass);
     backend.ready(LONG).await.unwrap();
-    redis.call(incr("n"), LONG).await.unwrap();
+    redis.call(incr("tk:n"), LONG).await.unwrap();
     assert_eq!(
-        stored(&server, "n").await,
+        stored(&server, "tk:n").await,
         Some(1),
         "what was swallowed stays unexecuted"
     );
@@ -187,28 +192,28 @@ async fn three_timeouts_without_a_reply_between_replace_the_connection() {
 
 #[tokio::test]
 async fn a_frozen_server_is_used_again_after_it_thaws() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+incrby").start().await;
     let backend = connected(&server.url()).await;
     let redis = redis(&backend);
 
     server.freeze();
     for _ in 0..3 {
         assert_eq!(
-            *redis.call(get("n"), SHORT).await.unwrap_err().kind(),
+            *redis.call(get("tk:n"), SHORT).await.unwrap_err().kind(),
             ErrorKind::Timeout
         );
     }
     assert!(backend.watch_state().wait_for(State::Reconnecting).await);
     server.thaw();
     backend.ready(LONG).await.unwrap();
-    redis.call(get("n"), LONG).await.unwrap();
+    redis.call(get("tk:n"), LONG).await.unwrap();
 }
 
 static ADD: Script = Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1]) + ARGV[2]");
 
 #[tokio::test]
 async fn a_script_is_sent_by_its_text_only_where_the_server_does_not_know_it() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+incrby").start().await;
     let backend = connected(&server.url()).await;
     let redis = redis(&backend);
     let add = || {
@@ -243,7 +248,7 @@ async fn a_script_is_sent_by_its_text_only_where_the_server_does_not_know_it() {
 
 #[tokio::test]
 async fn more_commands_than_a_lane_takes_are_refused_at_once() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+incr").start().await;
     let backend = Backend::redis(
         config(&server.url())
             .into_builder()
@@ -259,20 +264,20 @@ async fn more_commands_than_a_lane_takes_are_refused_at_once() {
     let waiting: Vec<_> = (0..4)
         .map(|_| {
             let redis = redis.clone();
-            let mut call = Box::pin(async move { redis.call(incr("n"), LONG).await });
+            let mut call = Box::pin(async move { redis.call(incr("tk:n"), LONG).await });
             assert!(futures_poll(&mut call).is_pending());
             call
         })
         .collect();
-    let refused = redis.call(incr("n"), LONG).await.unwrap_err();
+    let refused = redis.call(incr("tk:n"), LONG).await.unwrap_err();
     assert_eq!(*refused.kind(), ErrorKind::Saturated);
 
     server.thaw();
     for call in waiting {
         call.await.unwrap();
     }
-    redis.call(incr("n"), LONG).await.unwrap();
-    assert_eq!(stored(&server, "n").await, Some(5));
+    redis.call(incr("tk:n"), LONG).await.unwrap();
+    assert_eq!(stored(&server, "tk:n").await, Some(5));
 }
 
 fn futures_poll<F: Future + Unpin>(future: &mut F) -> std::task::Poll<F::Output> {
@@ -301,19 +306,19 @@ async fn a_refused_password_is_an_error_state_and_is_tried_until_it_is_right() {
 
 #[tokio::test]
 async fn close_finishes_what_is_in_flight_and_refuses_what_comes_later() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+incr").start().await;
     let backend = connected(&server.url()).await;
     let handle = redis(&backend);
 
     server.freeze();
-    let mut call = Box::pin(async move { handle.call(incr("n"), LONG).await });
+    let mut call = Box::pin(async move { handle.call(incr("tk:n"), LONG).await });
     assert!(futures_poll(&mut call).is_pending());
     let mut close = Box::pin(backend.close(LONG));
     assert!(
         futures_poll(&mut close).is_pending(),
         "a command is in flight"
     );
-    let refused = redis(&backend).call(incr("n"), LONG).await.unwrap_err();
+    let refused = redis(&backend).call(incr("tk:n"), LONG).await.unwrap_err();
     assert_eq!(*refused.kind(), ErrorKind::Closed);
 
     server.thaw();
@@ -325,11 +330,11 @@ async fn close_finishes_what_is_in_flight_and_refuses_what_comes_later() {
 
 #[tokio::test]
 async fn close_does_not_wait_beyond_its_deadline() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+incr").start().await;
     let backend = connected(&server.url()).await;
     let handle = redis(&backend);
     server.freeze();
-    let mut call = Box::pin(async move { handle.call(incr("n"), LONG * 10).await });
+    let mut call = Box::pin(async move { handle.call(incr("tk:n"), LONG * 10).await });
     assert!(futures_poll(&mut call).is_pending());
     tokio::time::timeout(LONG, backend.close(SHORT))
         .await
@@ -349,19 +354,22 @@ fn calls_after_the_runtime_has_ended_are_closed() {
     });
     drop(first);
     let refused =
-        runtime().block_on(async { redis(&backend).call(get("n"), LONG).await.unwrap_err() });
+        runtime().block_on(async { redis(&backend).call(get("tk:n"), LONG).await.unwrap_err() });
     assert_eq!(*refused.kind(), ErrorKind::Closed);
 }
 
 #[tokio::test]
 async fn a_server_that_became_a_replica_is_left_for_the_one_that_has_its_place() {
-    let (old, new) = (RedisServer::start().await, RedisServer::start().await);
-    let proxy = FaultProxy::start(old.addr()).await;
+    let (old, new) = (
+        RedisServer::builder().allow("+incr").start().await,
+        RedisServer::builder().allow("+incr").start().await,
+    );
+    let proxy = FaultProxy::start(&old).await;
     let backend = connected(&proxy.url()).await;
     let redis = redis(&backend);
     replicate(&old, 1).await;
 
-    let refused = redis.call(incr("n"), LONG).await.unwrap_err();
+    let refused = redis.call(incr("tk:n"), LONG).await.unwrap_err();
     assert_eq!(
         *refused.kind(),
         ErrorKind::Unavailable,
@@ -374,23 +382,29 @@ async fn a_server_that_became_a_replica_is_left_for_the_one_that_has_its_place()
     );
 
     proxy.lead_to(new.addr());
-    let resumed = async { while redis.call(incr("n"), LONG).await.is_err() {} };
+    let resumed = async { while redis.call(incr("tk:n"), LONG).await.is_err() {} };
     tokio::time::timeout(LONG, resumed).await.unwrap();
-    assert_eq!(stored(&new, "n").await, Some(1));
-    assert_eq!(stored(&old, "n").await, None);
+    assert_eq!(stored(&new, "tk:n").await, Some(1));
+    assert_eq!(stored(&old, "tk:n").await, None);
 }
 
 #[tokio::test]
 async fn a_write_that_meets_a_demoted_server_is_sent_again_to_its_successor() {
-    let (old, new) = (RedisServer::start().await, RedisServer::start().await);
-    let proxy = FaultProxy::start(old.addr()).await;
+    let (old, new) = (
+        RedisServer::builder().allow("+incr").start().await,
+        RedisServer::builder().allow("+incr").start().await,
+    );
+    let proxy = FaultProxy::start(&old).await;
     let backend = connected(&proxy.url()).await;
     replicate(&old, 1).await;
     proxy.lead_to(new.addr());
 
     let redis = redis(&backend);
-    assert_eq!(redis.call(incr("n"), LONG).await.unwrap().int().unwrap(), 1);
-    assert_eq!(stored(&new, "n").await, Some(1));
+    assert_eq!(
+        redis.call(incr("tk:n"), LONG).await.unwrap().int().unwrap(),
+        1
+    );
+    assert_eq!(stored(&new, "tk:n").await, Some(1));
 }
 
 /// Makes a replica of a server, of a primary that need not be there.
@@ -403,7 +417,11 @@ async fn replicate(server: &RedisServer, primary: u16) {
 
 #[tokio::test]
 async fn a_unix_socket_serves_as_well() {
-    let server = RedisServer::builder().unix_socket(true).start().await;
+    let server = RedisServer::builder()
+        .allow("+incr")
+        .unix_socket(true)
+        .start()
+        .await;
     let path = server
         .unix_socket()
         .expect("a socket")
@@ -412,7 +430,7 @@ async fn a_unix_socket_serves_as_well() {
     let backend = connected(&format!("unix://{path}")).await;
     assert_eq!(
         redis(&backend)
-            .call(incr("n"), LONG)
+            .call(incr("tk:n"), LONG)
             .await
             .unwrap()
             .int()
@@ -423,7 +441,7 @@ async fn a_unix_socket_serves_as_well() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_reply_reaches_another_caller_when_calls_are_dropped() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+echo").start().await;
     let backend = connected(&server.url()).await;
     let redis = redis(&backend);
     let echo = move |word: String| {
@@ -470,21 +488,24 @@ async fn connection_id(dedicated: &mut Dedicated) -> i64 {
 
 #[tokio::test]
 async fn an_exclusive_connection_keeps_its_transaction_to_itself() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder()
+        .allow("+incr +watch +multi +exec")
+        .start()
+        .await;
     let backend = connected(&server.url()).await;
     let redis = redis(&backend);
     let mut exclusive = redis.dedicated("k", LONG).await.unwrap();
 
     exclusive
-        .call(Call::new("WATCH", Class::Idempotent).arg("n"), LONG)
+        .call(Call::new("WATCH", Class::Idempotent).arg("tk:n"), LONG)
         .await
         .unwrap();
-    redis.call(incr("n"), LONG).await.unwrap();
+    redis.call(incr("tk:n"), LONG).await.unwrap();
     exclusive
         .call(Call::new("MULTI", Class::Idempotent), LONG)
         .await
         .unwrap();
-    exclusive.call(incr("n"), LONG).await.unwrap();
+    exclusive.call(incr("tk:n"), LONG).await.unwrap();
     assert!(
         exclusive
             .call(Call::new("EXEC", Class::AtMostOnce), LONG)
@@ -494,12 +515,12 @@ async fn an_exclusive_connection_keeps_its_transaction_to_itself() {
         "the watched key changed"
     );
     exclusive.release();
-    assert_eq!(stored(&server, "n").await, Some(1));
+    assert_eq!(stored(&server, "tk:n").await, Some(1));
 }
 
 #[tokio::test]
 async fn a_released_connection_is_used_again_and_a_dropped_one_is_closed() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+blpop").start().await;
     let backend = connected(&server.url()).await;
     let redis = redis(&backend);
 
@@ -520,7 +541,7 @@ async fn a_released_connection_is_used_again_and_a_dropped_one_is_closed() {
     assert_ne!(second, first, "nobody knows what a dropped one was doing");
 
     // A reply that nobody took makes it unusable too, also when it is released.
-    let blocked = Call::new("BLPOP", Class::AtMostOnce).arg("queue").int(0);
+    let blocked = Call::new("BLPOP", Class::AtMostOnce).arg("tk:queue").int(0);
     assert!(
         exclusive
             .call(blocked, SHORT)
@@ -571,7 +592,7 @@ async fn building_outside_of_a_runtime_is_a_named_error() {
 #[tokio::test]
 async fn dropping_the_last_handle_ends_every_task_and_connection() {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     let tasks = tokio::runtime::Handle::current().metrics();
     let before = tasks.num_alive_tasks();
     let backend = connected(&proxy.url()).await;
@@ -618,19 +639,19 @@ async fn clones_share_state_and_another_type_in_the_same_place_is_refused() {
 
 #[tokio::test]
 async fn a_short_stall_under_many_calls_is_no_silence() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+incr").start().await;
     let backend = connected(&server.url()).await;
     let redis = redis(&backend);
 
     server.freeze();
     let patient = tokio::spawn({
         let redis = redis.clone();
-        async move { redis.call(incr("n"), LONG).await }
+        async move { redis.call(incr("tk:n"), LONG).await }
     });
     let hasty: Vec<_> = (0..20)
         .map(|_| {
             let redis = redis.clone();
-            tokio::spawn(async move { redis.call(get("n"), SHORT).await })
+            tokio::spawn(async move { redis.call(get("tk:n"), SHORT).await })
         })
         .collect();
     for call in hasty {
@@ -656,7 +677,7 @@ async fn what_a_server_repeats_of_the_password_goes_nowhere() {
     let backend = Backend::redis(config(&url)).unwrap();
     assert!(backend.watch_state().wait_for(State::Error).await);
     let refused = backend.ready(SHORT).await.unwrap_err();
-    let failed = redis(&backend).call(get("n"), SHORT).await.unwrap_err();
+    let failed = redis(&backend).call(get("tk:n"), SHORT).await.unwrap_err();
     let mut shown = format!("{backend:?} {:?} {:?}", redis(&backend), backend.health());
     for error in [&refused as &dyn std::error::Error, &failed] {
         let mut next = Some(error);
@@ -688,12 +709,7 @@ async fn a_server_that_loads_its_data_is_not_ready() {
             .unwrap();
     }
     // It answers when it is done; until then all others hear that the server loads.
-    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
-    let client = redis::Client::open(server.url()).unwrap();
-    let mut reloader = client
-        .get_multiplexed_async_connection_with_config(&patient)
-        .await
-        .unwrap();
+    let mut reloader = server.patient_connection().await;
     let reload = tokio::spawn(async move {
         let mut reload = redis::cmd("DEBUG");
         reload.arg("RELOAD").query_async::<()>(&mut reloader).await
@@ -724,8 +740,8 @@ async fn a_server_that_loads_its_data_is_not_ready() {
 
 #[tokio::test]
 async fn an_idle_connection_that_has_ended_is_not_handed_out() {
-    let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let server = RedisServer::builder().allow("+incr").start().await;
+    let proxy = FaultProxy::start(&server).await;
     let backend = connected(&proxy.url()).await;
     let redis = redis(&backend);
     redis.dedicated("k", LONG).await.unwrap().release();
@@ -734,7 +750,7 @@ async fn an_idle_connection_that_has_ended_is_not_handed_out() {
     backend.ready(LONG).await.unwrap();
     // The lane and the idle connection were cut at the same moment, and the lane is back.
     let mut exclusive = redis.dedicated("k", LONG).await.unwrap();
-    exclusive.call(incr("n"), LONG).await.unwrap();
+    exclusive.call(incr("tk:n"), LONG).await.unwrap();
 }
 
 #[tokio::test]
@@ -774,12 +790,12 @@ async fn the_deadline_of_a_check_out_is_the_callers() {
 
 #[tokio::test]
 async fn an_exclusive_connection_ends_with_the_backend() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+incr").start().await;
     let backend = connected(&server.url()).await;
     let mut exclusive = redis(&backend).dedicated("k", LONG).await.unwrap();
     backend.close(LONG).await.unwrap();
     assert_eq!(
-        *exclusive.call(incr("n"), LONG).await.unwrap_err().kind(),
+        *exclusive.call(incr("tk:n"), LONG).await.unwrap_err().kind(),
         ErrorKind::Closed
     );
 }
@@ -789,7 +805,7 @@ fn exclusive_connections_belong_to_the_runtime_of_the_backend() {
     let runtime = || tokio::runtime::Runtime::new().unwrap();
     let (first, second) = (runtime(), runtime());
     let (_server, backend) = first.block_on(async {
-        let server = RedisServer::start().await;
+        let server = RedisServer::builder().allow("+incr").start().await;
         let backend = connected(&server.url()).await;
         (server, backend)
     });
@@ -798,7 +814,7 @@ fn exclusive_connections_belong_to_the_runtime_of_the_backend() {
     drop(second);
     first.block_on(async {
         let mut exclusive = handle.dedicated("k", LONG).await.unwrap();
-        exclusive.call(incr("n"), LONG).await.unwrap();
+        exclusive.call(incr("tk:n"), LONG).await.unwrap();
         exclusive.release();
     });
     drop(first);
@@ -816,11 +832,11 @@ fn exclusive_connections_belong_to_the_runtime_of_the_backend() {
 
 #[tokio::test]
 async fn no_deadline_is_too_long() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+incr +incrby").start().await;
     let backend = connected(&server.url()).await;
     backend.ready(Duration::MAX).await.unwrap();
     redis(&backend)
-        .call(incr("n"), Duration::MAX)
+        .call(incr("tk:n"), Duration::MAX)
         .await
         .unwrap();
     redis(&backend)
@@ -831,21 +847,24 @@ async fn no_deadline_is_too_long() {
         .await
         .unwrap();
     let mut exclusive = redis(&backend).dedicated("k", Duration::MAX).await.unwrap();
-    exclusive.call(incr("n"), Duration::MAX).await.unwrap();
+    exclusive.call(incr("tk:n"), Duration::MAX).await.unwrap();
     exclusive.release();
     backend.close(Duration::MAX).await.unwrap();
 }
 
 #[tokio::test]
 async fn writes_to_a_replica_leave_its_readers_alone() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder()
+        .allow("+incr +client|id")
+        .start()
+        .await;
     replicate(&server, 1).await;
     let backend = connected(&server.url()).await;
     let redis = redis(&backend);
     let id = || Call::new("CLIENT", Class::Idempotent).arg("ID");
     let before = redis.call(id(), LONG).await.unwrap();
     for _ in 0..5 {
-        let refused = redis.call(incr("n"), LONG).await.unwrap_err();
+        let refused = redis.call(incr("tk:n"), LONG).await.unwrap_err();
         assert_eq!(*refused.kind(), ErrorKind::Unavailable);
     }
     let after = redis.call(id(), LONG).await.unwrap();
@@ -857,8 +876,8 @@ async fn writes_to_a_replica_leave_its_readers_alone() {
 
 #[tokio::test]
 async fn every_setting_of_the_connection_has_its_effect() {
-    let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let server = RedisServer::builder().allow("+incr").start().await;
+    let proxy = FaultProxy::start(&server).await;
     let config = config(&proxy.url())
         .into_builder()
         .db(3)
@@ -890,7 +909,7 @@ async fn every_setting_of_the_connection_has_its_effect() {
     proxy.set(Fault::Pass);
 
     let handle = redis(&backend);
-    handle.call(incr("n"), LONG).await.unwrap();
+    handle.call(incr("tk:n"), LONG).await.unwrap();
     let mut admin = server.connection().await;
     let _: () = redis::cmd("SELECT")
         .arg(3)
@@ -898,7 +917,7 @@ async fn every_setting_of_the_connection_has_its_effect() {
         .await
         .unwrap();
     let n: u64 = redis::cmd("GET")
-        .arg("n")
+        .arg("tk:n")
         .query_async(&mut admin)
         .await
         .unwrap();
@@ -923,8 +942,8 @@ async fn every_setting_of_the_connection_has_its_effect() {
 
 #[tokio::test]
 async fn with_two_lanes_one_that_is_down_costs_nothing() {
-    let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let server = RedisServer::builder().allow("+incr").start().await;
+    let proxy = FaultProxy::start(&server).await;
     let config = config(&proxy.url())
         .into_builder()
         .lanes(2)
@@ -956,6 +975,6 @@ async fn with_two_lanes_one_that_is_down_costs_nothing() {
         .unwrap();
     assert!(backend.watch_state().wait_for(State::Reconnecting).await);
     for _ in 0..50 {
-        redis(&backend).call(incr("n"), LONG).await.unwrap();
+        redis(&backend).call(incr("tk:n"), LONG).await.unwrap();
     }
 }

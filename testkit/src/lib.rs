@@ -20,7 +20,7 @@
 //!
 //! # async fn demo() {
 //! let server = RedisServer::start().await;
-//! let proxy = FaultProxy::start(server.addr()).await;
+//! let proxy = FaultProxy::start(&server).await;
 //! // ... connect the code under test to `proxy.url()` ...
 //!
 //! proxy.set(Fault::drop_reply("EVALSHA"));
@@ -76,5 +76,5 @@ pub use probe::{Probe, ProbeHandle, assert_auto_traits, drop_at_every_await};
 pub use process::Fleet;
 pub use proxy::{AfterDrop, Fault, FaultProxy, FaultProxyBuilder, Matching, ProxyStats};
 pub use sentinel::RedisSentinel;
-pub use server::{CommandStat, RedisServer};
+pub use server::{CommandStat, PASSWORD, RedisServer, USER};
 pub use topology::{Servers, Topology};

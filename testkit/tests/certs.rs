@@ -24,7 +24,11 @@ fn ping(server: &RedisServer, ca: &Path, client: Option<&Certificate>) -> String
 async fn a_server_shows_a_certificate_that_only_its_authority_vouches_for() {
     let authority = Authority::new();
     let certificate = authority.server(&["localhost", "127.0.0.1"]);
-    let server = RedisServer::builder().tls(&certificate).start().await;
+    let server = RedisServer::builder()
+        .open()
+        .tls(&certificate)
+        .start()
+        .await;
     assert_eq!(ping(&server, &authority.ca_file(), None), "PONG");
     let stranger = ping(&server, &Authority::new().ca_file(), None);
     assert!(stranger.contains("certificate verify failed"), "{stranger}");
@@ -52,6 +56,7 @@ async fn an_expired_certificate_is_refused() {
 async fn a_client_can_be_asked_for_its_own_certificate() {
     let authority = Authority::new();
     let server = RedisServer::builder()
+        .open()
         .tls(&authority.server(&["localhost"]))
         .tls_client_auth(true)
         .start()

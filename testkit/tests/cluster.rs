@@ -139,7 +139,7 @@ async fn a_slot_can_be_held_half_way_to_its_new_place() {
 
 #[tokio::test]
 async fn clients_of_a_proxied_cluster_meet_its_proxies_only() {
-    let cluster = RedisCluster::builder().proxied().start().await;
+    let cluster = RedisCluster::builder().open().proxied().start().await;
     for index in 0..6 {
         assert_eq!(cluster.addr(index), cluster.proxy(index).addr());
     }

@@ -220,8 +220,8 @@ async fn small_buffers_hold_back_a_writer_whom_nobody_reads() {
 
 #[tokio::test]
 async fn a_black_hole_hides_that_the_server_died() {
-    let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let server = RedisServer::builder().open().start().await;
+    let proxy = FaultProxy::start(&server).await;
     let mut client = TcpStream::connect(proxy.addr()).await.unwrap();
     client.write_all(b"PING\r\n").await.unwrap();
     assert_eq!(read(&mut client, 7).await, b"+PONG\r\n");
@@ -291,8 +291,8 @@ async fn delays_by_the_base_and_jitters_in_order() {
 
 #[tokio::test]
 async fn slices_what_it_writes() {
-    let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let server = RedisServer::builder().open().start().await;
+    let proxy = FaultProxy::start(&server).await;
     proxy.set(Fault::Slice(1));
     let mut client = TcpStream::connect(proxy.addr()).await.unwrap();
     client.write_all(b"PING\r\n").await.unwrap();
@@ -310,8 +310,8 @@ async fn slices_what_it_writes() {
 
 #[tokio::test]
 async fn drops_one_reply_of_a_command_that_ran() {
-    let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let server = RedisServer::builder().open().start().await;
+    let proxy = FaultProxy::start(&server).await;
     let mut connection = connect(&proxy).await;
     let mut other = connect(&proxy).await;
     proxy.set(Fault::drop_reply("set"));
@@ -329,8 +329,8 @@ async fn drops_one_reply_of_a_command_that_ran() {
 
 #[tokio::test]
 async fn all_other_replies_of_the_connection_pass() {
-    let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let server = RedisServer::builder().open().start().await;
+    let proxy = FaultProxy::start(&server).await;
     let mut client = TcpStream::connect(proxy.addr()).await.unwrap();
     let matching = Matching::Bytes(b"secret".to_vec());
     proxy.set(Fault::DropReply {
@@ -348,8 +348,8 @@ async fn all_other_replies_of_the_connection_pass() {
 
 #[tokio::test]
 async fn stalls_in_place_of_a_reply() {
-    let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let server = RedisServer::builder().open().start().await;
+    let proxy = FaultProxy::start(&server).await;
     let mut client = TcpStream::connect(proxy.addr()).await.unwrap();
     let matching = Matching::Command("SET".to_owned());
     proxy.set(Fault::DropReply {
@@ -370,8 +370,8 @@ async fn stalls_in_place_of_a_reply() {
 
 #[tokio::test]
 async fn closes_in_place_of_a_reply() {
-    let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let server = RedisServer::builder().open().start().await;
+    let proxy = FaultProxy::start(&server).await;
     let mut connection = connect(&proxy).await;
     proxy.set(Fault::close_instead_of_reply("SET"));
     let answer: redis::RedisResult<()> = connection.set("a", 1).await;

@@ -101,7 +101,11 @@ async fn users_may_turn_the_default_user_off() {
 
 #[tokio::test]
 async fn a_proxied_sentinel_can_be_kept_from_telling_of_the_switch() {
-    let group = RedisSentinel::builder().proxied_sentinels().start().await;
+    let group = RedisSentinel::builder()
+        .open()
+        .proxied_sentinels()
+        .start()
+        .await;
     let addrs = group.sentinel_addrs();
     group
         .sentinel_proxy(0)

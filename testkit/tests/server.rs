@@ -11,7 +11,7 @@ use std::{
 };
 
 use redis::AsyncCommands as _;
-use testkit::{Fleet, RedisServer, process};
+use testkit::{FaultProxy, Fleet, RedisServer, process};
 
 /// Polls a condition of the operating system, which offers nothing to await.
 async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -67,7 +67,7 @@ async fn is_configured_as_in_production_but_for_what_a_test_needs() {
         ("tcp-keepalive", "60"),
         ("maxmemory", "1073741824"),
         ("appendonly", "no"),
-        ("aclfile", ""),
+        ("aclfile", &format!("{}/users.acl", server.dir().display())),
         ("bind", "127.0.0.1"),
         ("timeout", "7"),
     ] {
@@ -76,6 +76,54 @@ async fn is_configured_as_in_production_but_for_what_a_test_needs() {
         let found: (String, String) = asked.query_async(&mut connection).await.unwrap();
         assert_eq!(found, (name.to_owned(), expected.to_owned()));
     }
+}
+
+async fn connect(url: String) -> redis::aio::MultiplexedConnection {
+    let client = redis::Client::open(url).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+#[tokio::test]
+async fn services_have_the_rights_of_production_and_those_that_a_test_allows() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(&server).await;
+    for url in [server.url(), proxy.url()] {
+        let mut service = connect(url).await;
+        let () = service.set("tk:a", 1).await.unwrap();
+        for refused in [
+            service.set::<_, _, ()>("shop:a", 1).await,
+            service.incr("tk:a", 1).await,
+        ] {
+            assert_eq!(refused.unwrap_err().code(), Some("NOPERM"));
+        }
+    }
+    let mut everything = server.connection().await;
+    assert_eq!(everything.incr("shop:a", 1).await, Ok(1));
+
+    let server = RedisServer::builder()
+        .allow("~shop:*")
+        .allow("+incrby")
+        .start()
+        .await;
+    let mut service = connect(server.url()).await;
+    assert_eq!(service.incr("shop:a", 1).await, Ok(1));
+    assert_eq!(service.incr("tk:a", 1).await, Ok(1));
+}
+
+#[tokio::test]
+async fn an_open_server_lets_everybody_do_everything() {
+    let server = RedisServer::builder().open().start().await;
+    assert_eq!(server.url(), format!("redis://{}", server.addr()));
+    let mut anybody = connect(server.url()).await;
+    assert_eq!(anybody.incr("shop:a", 1).await, Ok(1));
+}
+
+#[tokio::test]
+#[should_panic(expected = "this fixture has others")]
+async fn nothing_can_be_added_to_users_of_a_test() {
+    let _ = RedisServer::builder()
+        .users("user default off")
+        .allow("+incr");
 }
 
 #[tokio::test]
@@ -201,7 +249,11 @@ async fn a_frozen_server_says_nothing_until_it_thaws() {
 
 #[tokio::test]
 async fn listens_on_a_unix_socket() {
-    let server = RedisServer::builder().unix_socket(true).start().await;
+    let server = RedisServer::builder()
+        .open()
+        .unix_socket(true)
+        .start()
+        .await;
     let path = server.unix_socket().unwrap();
     let client = redis::Client::open(format!("redis+unix://{}", path.display())).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();

@@ -153,7 +153,7 @@ async fn a_frozen_server_is_decided_for_by_the_failure_policy() {
 #[tokio::test]
 async fn a_black_hole_is_decided_for_by_the_failure_policy() {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     let backend = connect(&proxy.url()).await;
     let (limiter, policy) = (Limiter::new(&backend), policy(1_000));
     recovered(&limiter, &policy, "a").await;
@@ -237,7 +237,7 @@ async fn a_reset_frees_the_fallback_too_and_a_look_ends_what_is_degraded() {
 async fn a_lost_reply_is_never_a_second_execution() {
     for after in [AfterDrop::Stall, AfterDrop::Close] {
         let server = RedisServer::start().await;
-        let proxy = FaultProxy::start(server.addr()).await;
+        let proxy = FaultProxy::start(&server).await;
         let backend = connect(&proxy.url()).await;
         let policy = policy(10);
         let local = Limiter::builder(&backend)

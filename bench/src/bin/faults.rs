@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_millis(100);
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
 
     let frozen = measure(&server.url(), || server.freeze(), || server.thaw()).await;
     report("server stopped (SIGSTOP)", frozen);

@@ -443,10 +443,7 @@ async fn a_required_redis_that_loads_its_data_is_not_ready_but_alive() {
     until_ready_is(&optional, 200, "healthy").await;
 
     // It answers when it is done; until then all others hear that the server loads.
-    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
-    let client = redis::Client::open(url).unwrap();
-    let connection = client.get_multiplexed_async_connection_with_config(&patient);
-    let mut reloader = connection.await.unwrap();
+    let mut reloader = server.patient_connection().await;
     let reload = tokio::spawn(async move {
         let mut reload = redis::cmd("DEBUG");
         reload.arg("RELOAD").query_async::<()>(&mut reloader).await

@@ -7,7 +7,7 @@ use redis::RedisResult;
 use super::{RedisCluster, slot::SLOTS};
 use crate::{
     RedisServer,
-    server::{ADMIN, ADMIN_PASSWORD, BUS_OFFSET, Mode, RedisServerBuilder, quote, start_all},
+    server::{BUS_OFFSET, Mode, RedisServerBuilder, start_all},
 };
 
 /// What a [`RedisCluster`] is started with.
@@ -18,7 +18,6 @@ pub struct RedisClusterBuilder {
     replicas_per_primary: usize,
     node_timeout: Duration,
     proxied: bool,
-    has_users: bool,
     node: RedisServerBuilder,
 }
 
@@ -34,7 +33,6 @@ impl Default for RedisClusterBuilder {
             replicas_per_primary: 1,
             node_timeout: Duration::from_secs(1),
             proxied: false,
-            has_users: false,
             node,
         }
     }
@@ -84,18 +82,29 @@ impl RedisClusterBuilder {
 
     /// Requires `password` of the default user on every node.
     pub fn password(mut self, password: impl Into<String>) -> Self {
-        let password = password.into();
-        self.node = self
-            .node
-            .arg("masterauth", &quote(&password))
-            .password(password);
+        self.node = self.node.password(password);
+        self
+    }
+
+    /// Has no users but the default one on every node, see [`RedisServerBuilder::open`].
+    pub fn open(mut self) -> Self {
+        self.node = self.node.open();
+        self
+    }
+
+    /// Lets the user of services do more on every node, see [`RedisServerBuilder::allow`].
+    ///
+    /// # Panics
+    ///
+    /// If the nodes were given other users than those of production.
+    pub fn allow(mut self, words: &str) -> Self {
+        self.node = self.node.allow(words);
         self
     }
 
     /// Takes the users of every node from `text`, see [`RedisServerBuilder::users`].
     pub fn users(mut self, text: impl Into<String>) -> Self {
         self.node = self.node.users(text);
-        self.has_users = true;
         self
     }
 
@@ -104,14 +113,10 @@ impl RedisClusterBuilder {
     /// # Panics
     ///
     /// If there is no server binary, or if the nodes do not agree in time.
-    pub async fn start(mut self) -> RedisCluster {
-        if self.has_users {
-            // Last, so that it wins over a password.
-            self.node = self.node.arg("masteruser", ADMIN);
-            self.node = self.node.arg("masterauth", ADMIN_PASSWORD);
-        }
+    pub async fn start(self) -> RedisCluster {
         let timeout = self.node_timeout.as_millis().to_string();
-        let node = self.node.clone().arg("cluster-node-timeout", &timeout);
+        let node = self.node.clone().replicating();
+        let node = node.arg("cluster-node-timeout", &timeout);
         let count = self.primaries * (1 + self.replicas_per_primary);
         let (nodes, proxies) = start_all(vec![node; count], self.proxied).await;
         let mut ids = Vec::new();
@@ -121,7 +126,6 @@ impl RedisClusterBuilder {
         let cluster = RedisCluster {
             proxies,
             ids,
-            has_users: self.has_users,
             node_timeout: self.node_timeout,
             nodes,
         };

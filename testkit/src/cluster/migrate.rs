@@ -3,7 +3,6 @@
 use redis::{FromRedisValue, RedisResult};
 
 use super::RedisCluster;
-use crate::server::{ADMIN, ADMIN_PASSWORD};
 
 /// How many keys one `MIGRATE` takes along.
 const BATCH: usize = 100;
@@ -52,10 +51,9 @@ impl RedisCluster {
         let mut migrate = redis::cmd("MIGRATE");
         migrate.arg("127.0.0.1").arg(to.port()).arg("").arg(0);
         migrate.arg(MIGRATE_TIMEOUT);
-        if self.has_users {
-            migrate.arg("AUTH2").arg(ADMIN).arg(ADMIN_PASSWORD);
-        } else if let Some(password) = to.password() {
-            migrate.arg("AUTH").arg(password);
+        if let Some(login) = to.admin() {
+            migrate.arg(login.user.map_or("AUTH", |_| "AUTH2"));
+            migrate.arg(login.user).arg(login.password);
         }
         migrate.arg("KEYS").arg(&keys);
         let mut from = self.connection(migration.from).await;

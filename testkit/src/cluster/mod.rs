@@ -17,14 +17,13 @@ use crate::{CommandStat, FaultProxy, RedisServer};
 /// Several servers of one's own that share the slots of a cluster: three primaries, which are the
 /// first nodes, and then as many replicas, unless asked otherwise.
 ///
-/// They are configured as `deploy/cluster.conf` says, but find out sooner that a node is down. Nodes
-/// are called by their number, which stays the same whatever their part in the cluster becomes.
+/// They are configured as `deploy/cluster.conf` and `deploy/users.acl` say, but find out sooner that a
+/// node is down. Nodes are called by their number, which stays the same whatever their part in the cluster becomes.
 /// Dropping this kills them all.
 #[derive(Debug)]
 pub struct RedisCluster {
     proxies: Vec<FaultProxy>,
     ids: Vec<String>,
-    has_users: bool,
     node_timeout: Duration,
     nodes: Vec<RedisServer>,
 }
@@ -73,12 +72,9 @@ impl RedisCluster {
             .collect()
     }
 
-    /// The URLs of all nodes, with the present password in them.
+    /// The URLs of all nodes, with a user or a password in them as [`RedisServer::url`] has.
     pub fn seed_urls(&self) -> Vec<String> {
-        let url = |(index, node): (usize, &RedisServer)| {
-            let own = node.addr().to_string();
-            node.url().replace(&own, &self.addr(index).to_string())
-        };
+        let url = |(index, node): (usize, &RedisServer)| node.url_at(self.addr(index));
         self.nodes.iter().enumerate().map(url).collect()
     }
 

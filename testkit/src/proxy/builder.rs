@@ -7,7 +7,7 @@ use std::{
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::FaultProxy;
+use super::{FaultProxy, Upstream};
 
 /// How many clients may wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -28,10 +28,10 @@ impl FaultProxyBuilder {
     }
 
     /// Starts a proxy in front of `upstream` that lets everything pass.
-    pub async fn start(self, upstream: SocketAddr) -> FaultProxy {
+    pub async fn start(self, upstream: impl Into<Upstream>) -> FaultProxy {
         let listener = self.sockets.listen();
         let listener = listener.expect("the loopback has a free port");
-        FaultProxy::serve(listener, upstream, self.sockets)
+        FaultProxy::serve(listener, upstream.into(), self.sockets)
     }
 }
 

@@ -10,6 +10,7 @@ mod fault;
 mod replies;
 pub(crate) mod resp;
 mod stats;
+mod upstream;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc};
 
@@ -23,6 +24,7 @@ pub use self::{
     builder::FaultProxyBuilder,
     fault::{AfterDrop, Fault, Matching},
     stats::ProxyStats,
+    upstream::Upstream,
 };
 use self::{builder::Sockets, connection::Born, fault::Control, stats::Meter};
 use crate::bound::within;
@@ -33,6 +35,7 @@ use crate::bound::within;
 #[derive(Debug)]
 pub struct FaultProxy {
     addr: SocketAddr,
+    userinfo: String,
     upstream: watch::Sender<SocketAddr>,
     control: watch::Sender<Control>,
     meter: Arc<Meter>,
@@ -41,7 +44,7 @@ pub struct FaultProxy {
 
 impl FaultProxy {
     /// Starts a proxy in front of `upstream` that lets everything pass.
-    pub async fn start(upstream: SocketAddr) -> Self {
+    pub async fn start(upstream: impl Into<Upstream>) -> Self {
         Self::builder().start(upstream).await
     }
 
@@ -50,13 +53,13 @@ impl FaultProxy {
         FaultProxyBuilder::default()
     }
 
-    fn serve(listener: TcpListener, upstream: SocketAddr, sockets: Sockets) -> Self {
+    fn serve(listener: TcpListener, upstream: Upstream, sockets: Sockets) -> Self {
         let addr = listener
             .local_addr()
             .expect("a bound socket has an address");
         let (control, receiver) = watch::channel(Control::default());
         let meter = Arc::new(Meter::default());
-        let (upstream, leads_to) = watch::channel(upstream);
+        let (leads, leads_to) = watch::channel(upstream.addr);
         let acceptor = tokio::spawn(accept(
             listener,
             sockets,
@@ -66,7 +69,8 @@ impl FaultProxy {
         ));
         Self {
             addr,
-            upstream,
+            userinfo: upstream.userinfo,
+            upstream: leads,
             control,
             meter,
             acceptor,
@@ -78,9 +82,10 @@ impl FaultProxy {
         self.addr
     }
 
-    /// The address as a Redis URL without credentials.
+    /// The address as a Redis URL, with what [`RedisServer::url`](crate::RedisServer::url) has before
+    /// the host if the proxy was started in front of a server rather than an address.
     pub fn url(&self) -> String {
-        format!("redis://{}", self.addr)
+        format!("redis://{}{}", self.userinfo, self.addr)
     }
 
     /// Changes the fault for live and for new connections.

@@ -5,8 +5,11 @@ use std::time::Duration;
 use super::{RedisSentinel, hurry};
 use crate::{
     RedisServer,
-    server::{ADMIN, ADMIN_PASSWORD, Mode, RedisServerBuilder, quote, sentinel_line, start_all},
+    server::{Mode, RedisServerBuilder, quote, sentinel_line, start_all},
 };
+
+/// The user of production that sentinels log in as, to servers and to each other.
+const SENTINEL: &str = "sentinel";
 
 /// What a [`RedisSentinel`] is started with.
 #[derive(Debug, Clone)]
@@ -17,12 +20,9 @@ pub struct RedisSentinelBuilder {
     sentinels: usize,
     down_after: Duration,
     failover_timeout: Duration,
-    password: Option<String>,
-    sentinel_password: Option<String>,
-    sentinel_users: Option<String>,
-    has_users: bool,
     proxied_sentinels: bool,
     server: RedisServerBuilder,
+    sentinel: RedisServerBuilder,
 }
 
 impl Default for RedisSentinelBuilder {
@@ -37,12 +37,9 @@ impl Default for RedisSentinelBuilder {
             sentinels: 3,
             down_after: Duration::from_millis(500),
             failover_timeout: Duration::from_secs(2),
-            password: None,
-            sentinel_password: None,
-            sentinel_users: None,
-            has_users: false,
             proxied_sentinels: false,
             server,
+            sentinel: RedisServer::builder().keeps_conf(),
         }
     }
 }
@@ -94,27 +91,45 @@ impl RedisSentinelBuilder {
     /// Requires `password` of the default user on every server, not on the sentinels. These cannot
     /// read a blank or a quote in it again that they have written themselves.
     pub fn password(mut self, password: impl Into<String>) -> Self {
-        self.password = Some(password.into());
+        self.server = self.server.password(password);
+        self
+    }
+
+    /// Has no users but the default one on the servers and on the sentinels, see
+    /// [`RedisServerBuilder::open`].
+    pub fn open(mut self) -> Self {
+        self.server = self.server.open();
+        self.sentinel = self.sentinel.open();
+        self
+    }
+
+    /// Lets the user of services do more on every server, not on the sentinels, see
+    /// [`RedisServerBuilder::allow`].
+    ///
+    /// # Panics
+    ///
+    /// If the servers were given other users than those of production.
+    pub fn allow(mut self, words: &str) -> Self {
+        self.server = self.server.allow(words);
         self
     }
 
     /// Takes the users of every server from `text`, see [`RedisServerBuilder::users`].
     pub fn users(mut self, text: impl Into<String>) -> Self {
         self.server = self.server.users(text);
-        self.has_users = true;
         self
     }
 
-    /// Requires `password` on the sentinels.
+    /// Requires `password` of the default user on the sentinels.
     pub fn sentinel_password(mut self, password: impl Into<String>) -> Self {
-        self.sentinel_password = Some(password.into());
+        self.sentinel = self.sentinel.password(password);
         self
     }
 
     /// Takes the users of every sentinel from `text`, lines of a `sentinel.acl`, see
     /// [`RedisServerBuilder::users`].
     pub fn sentinel_users(mut self, text: impl Into<String>) -> Self {
-        self.sentinel_users = Some(text.into());
+        self.sentinel = self.sentinel.users(text);
         self
     }
 
@@ -136,7 +151,7 @@ impl RedisSentinelBuilder {
     ///
     /// If there is no server binary, or if that takes too long.
     pub async fn start(self) -> RedisSentinel {
-        let server = self.data_server();
+        let server = self.server.clone().replicating();
         let master = server.clone().start().await;
         let replica = server.arg("replicaof", &format!("127.0.0.1 {}", master.port()));
         let (replicas, _) = start_all(vec![replica; self.replicas], false).await;
@@ -160,19 +175,6 @@ impl RedisSentinelBuilder {
         group
     }
 
-    fn data_server(&self) -> RedisServerBuilder {
-        let mut server = self.server.clone();
-        if let Some(password) = &self.password {
-            server = server.arg("masterauth", &quote(password));
-            server = server.password(password);
-        }
-        if self.has_users {
-            server = server.arg("masteruser", ADMIN);
-            server = server.arg("masterauth", ADMIN_PASSWORD);
-        }
-        server
-    }
-
     fn sentinel(&self, master: u16) -> RedisServerBuilder {
         let name = &self.master_name;
         let monitor = format!("127.0.0.1 {master} {}", self.sentinels / 2 + 1);
@@ -182,23 +184,18 @@ impl RedisSentinelBuilder {
             sentinel_line("down-after-milliseconds", name, &millis(self.down_after)),
             sentinel_line("failover-timeout", name, &millis(self.failover_timeout)),
         ];
-        if self.has_users {
-            lines.push(format!("sentinel auth-user {name} {ADMIN}"));
-            lines.push(format!("sentinel auth-pass {name} {ADMIN_PASSWORD}"));
-        } else if let Some(password) = &self.password {
-            lines.push(format!("sentinel auth-pass {name} {}", quote(password)));
+        if let Some(login) = self.server.access().peer(SENTINEL) {
+            let user = login.user;
+            lines.extend(user.map(|user| format!("sentinel auth-user {name} {user}")));
+            let password = quote(&login.password);
+            lines.push(format!("sentinel auth-pass {name} {password}"));
         }
-        let mut sentinel = RedisServer::builder().keeps_conf();
-        if let Some(password) = &self.sentinel_password {
-            sentinel = sentinel.password(password);
+        if let Some(login) = self.sentinel.access().peer(SENTINEL) {
+            let user = login.user;
+            lines.extend(user.map(|user| format!("sentinel sentinel-user {user}")));
+            let password = quote(&login.password);
+            lines.push(format!("sentinel sentinel-pass {password}"));
         }
-        if let Some(users) = &self.sentinel_users {
-            lines.push(format!("sentinel sentinel-user {ADMIN}"));
-            lines.push(format!("sentinel sentinel-pass {ADMIN_PASSWORD}"));
-            sentinel = sentinel.users(users);
-        } else if let Some(password) = &self.sentinel_password {
-            lines.push(format!("sentinel sentinel-pass {}", quote(password)));
-        }
-        sentinel.mode(Mode::Sentinel(lines))
+        self.sentinel.clone().mode(Mode::Sentinel(lines))
     }
 }

@@ -13,8 +13,8 @@ use crate::{FaultProxy, RedisServer};
 /// A master, its replicas and the sentinels that watch them: one, two and three unless asked
 /// otherwise. Server 0 is the master at first.
 ///
-/// They are configured as `deploy/redis.conf` and `deploy/sentinel.conf` say, but find out sooner
-/// that a server is down. Servers and sentinels are called by their numbers, which stay the same
+/// They are configured as `deploy/redis.conf` and `deploy/sentinel.conf` say, with the users of
+/// `deploy/users.acl` and `deploy/sentinel.acl`, but find out sooner that a server is down. Servers and sentinels are called by their numbers, which stay the same
 /// whatever their part becomes. Dropping this kills them all.
 #[derive(Debug)]
 pub struct RedisSentinel {

@@ -6,12 +6,8 @@ use redis::{
     AsyncConnectionConfig, Client, FromRedisValue, RedisResult, aio::MultiplexedConnection,
 };
 
-use super::{RedisServer, lock};
+use super::{Access, Login, RedisServer, lock};
 use crate::bound::HANG;
-
-/// The user that a server with users knows the fixture by.
-pub(crate) const ADMIN: &str = "testkit";
-pub(crate) const ADMIN_PASSWORD: &str = "testkit";
 
 /// One line of `INFO commandstats`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -28,9 +24,17 @@ pub struct CommandStat {
 /// Every method opens a connection of its own, so each works after a restart; its commands
 /// (`INFO`, `CONFIG`, `AUTH`, ...) appear in the command statistics like any other.
 impl RedisServer {
-    /// A new connection for commands of the test itself.
+    /// A new connection for commands of the test itself, which may be any.
     pub async fn connection(&self) -> MultiplexedConnection {
         self.try_connection()
+            .await
+            .expect("a server that runs accepts connections")
+    }
+
+    /// A [`connection`](Self::connection) that waits for answers however long they take.
+    pub async fn patient_connection(&self) -> MultiplexedConnection {
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        self.connection_with(&config)
             .await
             .expect("a server that runs accepts connections")
     }
@@ -63,9 +67,17 @@ impl RedisServer {
     /// Requires `password` of the default user from now on, also after a restart.
     ///
     /// Connections that are already authenticated stay so.
+    ///
+    /// # Panics
+    ///
+    /// If there are other users.
     pub async fn set_password(&self, password: &str) {
+        let open = matches!(*lock(&self.access), Access::Open { .. });
+        assert!(open, "the default user of a server with users stays off");
         self.run_config(&["SET", "requirepass", password]).await;
-        *lock(&self.password) = Some(password.to_owned());
+        *lock(&self.access) = Access::Open {
+            password: Some(password.to_owned()),
+        };
         if self.keeps_conf {
             self.run_config(&["REWRITE"]).await;
         }
@@ -100,14 +112,23 @@ impl RedisServer {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(HANG))
             .set_response_timeout(Some(HANG));
-        let client = if self.has_users {
-            Client::open(format!("redis://{ADMIN}:{ADMIN_PASSWORD}@{}", self.addr()))?
-        } else {
-            Client::open(self.url())?
-        };
-        client
-            .get_multiplexed_async_connection_with_config(&config)
+        self.connection_with(&config).await
+    }
+
+    async fn connection_with(
+        &self,
+        config: &AsyncConnectionConfig,
+    ) -> RedisResult<MultiplexedConnection> {
+        let userinfo = self.admin().map(|login| login.userinfo());
+        let url = format!("redis://{}{}", userinfo.unwrap_or_default(), self.addr());
+        Client::open(url)?
+            .get_multiplexed_async_connection_with_config(config)
             .await
+    }
+
+    /// What the fixture logs in with.
+    pub(crate) fn admin(&self) -> Option<Login> {
+        lock(&self.access).admin()
     }
 
     /// Runs one command on a connection of its own.

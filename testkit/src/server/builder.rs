@@ -1,14 +1,14 @@
 //! Describing a server before it starts.
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Mutex, atomic::AtomicBool},
 };
 
 use tokio::task::JoinSet;
 
-use super::{ADMIN, ADMIN_PASSWORD, Launch, Mode, RedisServer, ports, tls::Tls};
+use super::{Access, Launch, Mode, RedisServer, conf::quote, ports, tls::Tls};
 use crate::{FaultProxy, certs::Certificate};
 
 /// How many free ports may be lost to somebody quicker before giving up.
@@ -20,8 +20,7 @@ const PORT_ATTEMPTS: usize = 10;
 pub struct RedisServerBuilder {
     mode: Mode,
     keeps_conf: bool,
-    users: Option<String>,
-    password: Option<String>,
+    access: Access,
     lines: Vec<String>,
     append_only: bool,
     unix_socket: bool,
@@ -31,9 +30,29 @@ pub struct RedisServerBuilder {
 }
 
 impl RedisServerBuilder {
-    /// Requires `password` of the default user.
+    /// Lets [`USER`](super::USER) do what `words` of an ACL say as well, such as
+    /// `"~shop:* &shop:b1:* +incr"`: what the code under test needs in production is in
+    /// `deploy/users.acl`, and this is for the test's own commands.
+    ///
+    /// # Panics
+    ///
+    /// If the server was given other users than those of production.
+    pub fn allow(mut self, words: &str) -> Self {
+        self.access.allow(words);
+        self
+    }
+
+    /// Has no users but the default one, who may do everything.
+    pub fn open(mut self) -> Self {
+        self.access = Access::Open { password: None };
+        self
+    }
+
+    /// Requires `password` of the default user, who is the only one and may do everything.
     pub fn password(mut self, password: impl Into<String>) -> Self {
-        self.password = Some(password.into());
+        self.access = Access::Open {
+            password: Some(password.into()),
+        };
         self
     }
 
@@ -43,12 +62,13 @@ impl RedisServerBuilder {
         self
     }
 
-    /// Takes the users from `text`, lines of a `users.acl`.
+    /// Takes the users from `text`, lines of a `users.acl`, in place of those of production. No URL
+    /// has one of them in it.
     ///
     /// [`RedisServer::connection`] and everything that the fixture does itself use a user of its own,
     /// which is added to them, so that the text may turn the default user off.
     pub fn users(mut self, text: impl Into<String>) -> Self {
-        self.users = Some(text.into());
+        self.access = Access::Users(text.into());
         self
     }
 
@@ -112,7 +132,7 @@ impl RedisServerBuilder {
                 _ => ports::free_with_bus(),
             };
             let proxy = if proxied {
-                Some(FaultProxy::start((Ipv4Addr::LOCALHOST, port).into()).await)
+                Some(FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await)
             } else {
                 None
             };
@@ -137,7 +157,6 @@ impl RedisServerBuilder {
             (Some(dir), _) => dir.clone(),
             (None, scratch) => scratch.as_ref().expect("made above").path().to_owned(),
         };
-        let has_users = self.users.is_some();
         let mut lines = self.fixture_lines(&dir);
         lines.extend(announced.map(|announced| self.mode.announcing(port, announced)));
         let tls = self.tls.clone().map(|certificate| Tls {
@@ -153,8 +172,7 @@ impl RedisServerBuilder {
             dir,
             lines,
             tls,
-            password: Mutex::new(self.password.clone()),
-            has_users,
+            access: Mutex::new(self.access.clone()),
             keeps_conf: self.keeps_conf,
             frozen: AtomicBool::new(false),
             guard: Mutex::new(None),
@@ -170,11 +188,9 @@ impl RedisServerBuilder {
             lines.push("save \"\"".to_owned());
             lines.push(format!("appendonly {append_only}"));
         }
-        if let Some(users) = &self.users {
+        if let Some(users) = self.access.file(&self.mode) {
             let file = dir.join("users.acl");
-            let admin = format!("user {ADMIN} on >{ADMIN_PASSWORD} ~* &* +@all");
-            std::fs::write(&file, format!("{users}\n{admin}\n"))
-                .expect("the server's directory is writable");
+            std::fs::write(&file, users).expect("the server's directory is writable");
             lines.push(format!("aclfile \"{}\"", file.display()));
         }
         lines
@@ -184,6 +200,22 @@ impl RedisServerBuilder {
     pub(crate) fn mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
         self
+    }
+
+    /// Where the users come from.
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// Lets the server log in to its primary if it becomes a replica.
+    pub(crate) fn replicating(mut self) -> Self {
+        let Some(login) = self.access.peer("replica") else {
+            return self;
+        };
+        if let Some(user) = login.user {
+            self = self.arg("masteruser", user);
+        }
+        self.arg("masterauth", &quote(&login.password))
     }
 
     /// Lets a restart go on with the configuration file as the server has rewritten it.

@@ -1,5 +1,6 @@
 //! A Redis server of one's own.
 
+mod access;
 mod admin;
 mod binary;
 mod builder;
@@ -20,12 +21,16 @@ use std::{
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-pub use self::{admin::CommandStat, builder::RedisServerBuilder};
 pub(crate) use self::{
-    admin::{ADMIN, ADMIN_PASSWORD},
+    access::{Access, Login},
     builder::start_all,
     conf::{Mode, quote, sentinel_line},
     ports::BUS_OFFSET,
+};
+pub use self::{
+    access::{PASSWORD, USER},
+    admin::CommandStat,
+    builder::RedisServerBuilder,
 };
 use crate::{
     bound::{ASK_AGAIN, within},
@@ -34,9 +39,10 @@ use crate::{
 
 /// A `redis-server` (or `valkey-server`) on a free port of 127.0.0.1, in a directory of its own.
 ///
-/// It is configured as `deploy/redis.conf` says, but has no users and persists nothing unless asked
-/// to. Dropping this kills it; so does the end of the test process,
-/// however it ends.
+/// It is configured as `deploy/redis.conf` and `deploy/users.acl` say, but persists nothing unless
+/// asked to: its URL leads to the user of services, [`USER`], with no rights but those of production.
+/// [`connection`](Self::connection) may do everything. Dropping this kills it; so does the end of the
+/// test process, however it ends.
 ///
 /// All methods take `&self`, so that a test can share one server between its tasks.
 #[derive(Debug)]
@@ -47,9 +53,7 @@ pub struct RedisServer {
     lines: Vec<String>,
     unix_socket: Option<PathBuf>,
     tls: Option<tls::Tls>,
-    password: Mutex<Option<String>>,
-    /// Whether users come from a file that the fixture made, its own one among them.
-    has_users: bool,
+    access: Mutex<Access>,
     /// Whether a restart goes on with the file as the server has rewritten it.
     keeps_conf: bool,
     frozen: AtomicBool,
@@ -85,9 +89,15 @@ impl RedisServer {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    /// The URL to connect to, with the present password in it.
+    /// The URL to connect to, with [`USER`] and its password in it, or with the present password of
+    /// the default user if that is all there is.
     pub fn url(&self) -> String {
-        format!("redis://{}{}", self.credentials(), self.addr())
+        self.url_at(self.addr())
+    }
+
+    /// The [URL](Self::url) with `addr` in place of the server's own address.
+    pub(crate) fn url_at(&self, addr: SocketAddr) -> String {
+        format!("redis://{}{addr}", self.userinfo())
     }
 
     /// The path of the unix socket, if [`RedisServerBuilder::unix_socket`] asked for one.
@@ -109,9 +119,12 @@ impl RedisServer {
         self.with_guard(|guard| guard.pid().as_raw_pid())
     }
 
-    /// The present password.
+    /// The present password of the default user.
     pub fn password(&self) -> Option<String> {
-        lock(&self.password).clone()
+        match &*lock(&self.access) {
+            Access::Open { password } => password.clone(),
+            Access::Production { .. } | Access::Users(_) => None,
+        }
     }
 
     /// Stops the process as SIGSTOP does: sockets stay open, the kernel still accepts connections,
@@ -224,10 +237,9 @@ impl RedisServer {
     }
 
     /// What comes before the host in a URL.
-    fn credentials(&self) -> String {
-        self.password()
-            .map(|password| format!(":{}@", percent_encode(&password)))
-            .unwrap_or_default()
+    pub(crate) fn userinfo(&self) -> String {
+        let login = lock(&self.access).service();
+        login.map(|login| login.userinfo()).unwrap_or_default()
     }
 
     fn conf_file(&self) -> PathBuf {
@@ -246,12 +258,4 @@ async fn ended(output: &mut Output) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn percent_encode(text: &str) -> String {
-    let encode = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
-    text.bytes().map(encode).collect()
 }

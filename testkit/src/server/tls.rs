@@ -38,6 +38,6 @@ impl RedisServer {
     /// The URL to connect to with TLS, with the present password in it. `host` is the name that the
     /// certificate is checked against: one of 127.0.0.1.
     pub fn tls_url(&self, host: &str) -> String {
-        format!("rediss://{}{host}:{}", self.credentials(), self.tls_port())
+        format!("rediss://{}{host}:{}", self.userinfo(), self.tls_port())
     }
 }
