@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use redis_conn::{Backend, Bus, Config, ErrorKind, Event, Subscription};
-use testkit::{Fault, FaultProxy, RedisServer};
+use testkit::{Fault, FaultProxy, PASSWORD, RedisServer, USER};
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -135,7 +135,8 @@ macro_rules! suite {
         mod on_redis {
             $(#[tokio::test]
             async fn $name() {
-                let server = testkit::RedisServer::start().await;
+                // One of them has a second namespace.
+                let server = testkit::RedisServer::builder().allow("&other:b1:*").start().await;
                 super::$name(super::on(&server.url()).await).await;
             })*
         }
@@ -306,7 +307,7 @@ async fn a_frame_of_an_unknown_layout_counts_as_lost() {
 
 #[tokio::test]
 async fn a_channel_that_is_forbidden_ends_and_the_others_go_on() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().open().start().await;
     let mut admin = server.connection().await;
     let mut allow = async |channels: &[&str]| {
         let mut setuser = redis::cmd("ACL");
@@ -436,6 +437,10 @@ async fn each_message_to_a_slow_subscriber_is_received_or_counted_as_lost() {
     let backend = on(&server.url()).await;
     let mut slow = backend.bus().subscribe("flood").await.unwrap();
     let mut publisher = TcpStream::connect(server.addr()).await.unwrap();
+    let login = format!("AUTH {USER} {PASSWORD}\r\n");
+    publisher.write_all(login.as_bytes()).await.unwrap();
+    let mut welcome = [0; "+OK\r\n".len()];
+    publisher.read_exact(&mut welcome).await.unwrap();
     // The layout, an origin, and one byte.
     let frame = "\u{1}\0\0\0\0\0\0\0\0x";
     let publish = format!("*3\r\n$7\r\nPUBLISH\r\n$11\r\ntk:b1:flood\r\n$10\r\n{frame}\r\n");

@@ -14,13 +14,15 @@ use std::{
 };
 
 use redis_conn::{Backend, Bus, Config, Endpoint, ErrorKind, Event, Status, Subscription};
-use testkit::{Answer, RedisCluster, Request, RespMock};
+use testkit::{Answer, PASSWORD, RedisCluster, Request, RespMock, USER};
 
 const LONG: Duration = Duration::from_secs(20);
 
 fn config(addrs: impl IntoIterator<Item = SocketAddr>) -> Config {
     let endpoint = |addr: SocketAddr| Endpoint::tcp(addr.ip().to_string(), addr.port());
     Config::cluster(addrs.into_iter().map(endpoint))
+        .username(USER)
+        .password(PASSWORD)
         .build()
         .unwrap()
 }
@@ -170,7 +172,11 @@ async fn channels_of_all_nodes_arrive_once_and_in_order_over_one_connection_per_
 
 #[tokio::test]
 async fn namespaces_do_not_meet() {
-    let cluster = primaries_only().await;
+    let cluster = RedisCluster::builder()
+        .replicas_per_primary(0)
+        .allow("&other:b1:*")
+        .start()
+        .await;
     let backend = on(&cluster).await;
     let elsewhere = backend.namespace("other").unwrap();
     let mut ours = backend.bus().subscribe("news").await.unwrap();

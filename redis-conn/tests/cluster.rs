@@ -12,10 +12,12 @@ use std::{
 };
 
 use redis_conn::{
-    Backend, Config, Endpoint, Error, ErrorKind, ScaleReads, State,
+    Backend, Config, ConfigBuilder, Endpoint, Error, ErrorKind, ScaleReads, State,
     raw::{Call, Class, Engine, Redis, Reply, Script},
 };
-use testkit::{AfterDrop, Answer, Fault, Matching, RedisCluster, RedisServer, RespMock};
+use testkit::{
+    AfterDrop, Answer, Fault, Matching, PASSWORD, RedisCluster, RedisServer, RespMock, USER,
+};
 use tokio::task::JoinHandle;
 
 /// Longer than anything that works takes, so that it decides no test.
@@ -29,8 +31,12 @@ fn endpoints(cluster: &RedisCluster) -> Vec<Endpoint> {
         .collect()
 }
 
+fn config(nodes: impl IntoIterator<Item = Endpoint>) -> ConfigBuilder {
+    Config::cluster(nodes).username(USER).password(PASSWORD)
+}
+
 async fn connected(cluster: &RedisCluster) -> Backend {
-    let config = Config::cluster(endpoints(cluster)).build().unwrap();
+    let config = config(endpoints(cluster)).build().unwrap();
     let backend = Backend::redis(config).unwrap();
     backend.ready(LONG).await.unwrap();
     backend
@@ -71,7 +77,7 @@ fn text(reply: Reply) -> String {
 fn keys() -> [String; 3] {
     let third = |key: &str| RedisCluster::slot_of(key) / 5_461;
     let of = |shard: u16| {
-        let mut keys = (0..).map(|n| format!("{{k{n}}}"));
+        let mut keys = (0..).map(|n| format!("tk:{{k{n}}}"));
         keys.find(|key| third(key) == shard)
             .expect("some key is there")
     };
@@ -114,14 +120,18 @@ async fn commands_go_to_the_node_of_their_key() {
         );
     }
 
-    let crossing = Call::new("DEL", Class::Idempotent).key("a").key("b");
+    let crossing = Call::new("DEL", Class::Idempotent).key("tk:a").key("tk:b");
     let refused = redis.call(crossing, LONG).await.unwrap_err();
     assert_eq!(*refused.kind(), ErrorKind::Server("CROSSSLOT".into()));
 }
 
 #[tokio::test]
 async fn a_lost_reply_of_an_at_most_once_command_is_ambiguous_and_it_ran_once() {
-    let cluster = RedisCluster::builder().proxied().start().await;
+    let cluster = RedisCluster::builder()
+        .allow("+incr")
+        .proxied()
+        .start()
+        .await;
     let backend = connected(&cluster).await;
     let redis = redis(&backend);
     let [key, ..] = keys();
@@ -147,7 +157,11 @@ async fn a_lost_reply_of_an_at_most_once_command_is_ambiguous_and_it_ran_once() 
 
 #[tokio::test]
 async fn a_lost_reply_of_an_idempotent_command_is_asked_for_again() {
-    let cluster = RedisCluster::builder().proxied().start().await;
+    let cluster = RedisCluster::builder()
+        .allow("+incr")
+        .proxied()
+        .start()
+        .await;
     let backend = connected(&cluster).await;
     let redis = redis(&backend);
     let [key, ..] = keys();
@@ -237,7 +251,7 @@ impl Writer {
 
 /// The node of one shard fails while all three are written to.
 async fn a_shard_is_lost(fail: impl FnOnce(&RedisCluster, usize)) {
-    let cluster = RedisCluster::start().await;
+    let cluster = RedisCluster::builder().allow("+incr").start().await;
     let backend = connected(&cluster).await;
     let redis = redis(&backend);
     let [lost, second, third] = keys();
@@ -280,10 +294,10 @@ async fn a_stopped_primary_concerns_its_own_shard_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hot_slot_moves_under_writes_and_nobody_notices() {
-    let cluster = RedisCluster::start().await;
+    let cluster = RedisCluster::builder().allow("+incr").start().await;
     let backend = connected(&cluster).await;
     let redis = redis(&backend);
-    let names: Vec<String> = (0..8).map(|n| format!("{{hot}}:{n}")).collect();
+    let names: Vec<String> = (0..8).map(|n| format!("tk:{{hot}}:{n}")).collect();
     let slot = RedisCluster::slot_of("{hot}");
     let from = cluster.primary_of(slot).await;
     let to = (from + 1) % 3;
@@ -318,7 +332,7 @@ async fn a_hot_slot_moves_under_writes_and_nobody_notices() {
 
 #[tokio::test]
 async fn a_new_key_of_a_slot_on_its_way_is_made_where_the_slot_goes() {
-    let cluster = RedisCluster::start().await;
+    let cluster = RedisCluster::builder().allow("+incr").start().await;
     let backend = connected(&cluster).await;
     let redis = redis(&backend);
     let slot = RedisCluster::slot_of("{new}");
@@ -328,18 +342,21 @@ async fn a_new_key_of_a_slot_on_its_way_is_made_where_the_slot_goes() {
     static SCRIPT: Script = Script::new("return redis.call('INCR', KEYS[1])");
     for n in 1..=3 {
         let run = redis
-            .script(&SCRIPT, Class::AtMostOnce, &["{new}:1"])
+            .script(&SCRIPT, Class::AtMostOnce, &["tk:{new}:1"])
             .run(LONG);
         assert_eq!(run.await.unwrap().int().unwrap(), n);
     }
     cluster.finish_migration(migration).await;
-    assert_eq!(text(redis.call(get("{new}:1"), LONG).await.unwrap()), "3");
+    assert_eq!(
+        text(redis.call(get("tk:{new}:1"), LONG).await.unwrap()),
+        "3"
+    );
 }
 
 #[tokio::test]
 async fn replicas_answer_only_what_they_are_allowed_to() {
     let cluster = RedisCluster::start().await;
-    let config = Config::cluster(endpoints(&cluster)).scale_reads(ScaleReads::Replica);
+    let config = config(endpoints(&cluster)).scale_reads(ScaleReads::Replica);
     let backend = Backend::redis(config.build().unwrap()).unwrap();
     backend.ready(LONG).await.unwrap();
     let redis = redis(&backend);
@@ -373,9 +390,9 @@ async fn replicas_answer_only_what_they_are_allowed_to() {
 
 #[tokio::test]
 async fn every_node_ever_seen_leads_back_into_the_cluster() {
-    let cluster = RedisCluster::start().await;
+    let cluster = RedisCluster::builder().allow("+incr").start().await;
     let first = endpoints(&cluster).remove(0);
-    let backend = Backend::redis(Config::cluster([first]).build().unwrap()).unwrap();
+    let backend = Backend::redis(config([first]).build().unwrap()).unwrap();
     backend.ready(LONG).await.unwrap();
     let redis = redis(&backend);
     let key = keys()
@@ -399,7 +416,7 @@ async fn every_node_ever_seen_leads_back_into_the_cluster() {
 
 #[tokio::test]
 async fn an_exclusive_connection_leads_to_the_node_of_its_key() {
-    let cluster = RedisCluster::start().await;
+    let cluster = RedisCluster::builder().allow("+incr").start().await;
     let backend = connected(&cluster).await;
     let redis = redis(&backend);
     for key in keys() {
@@ -418,13 +435,14 @@ async fn a_configuration_for_another_kind_of_server_is_named() {
     let single = Endpoint::tcp("127.0.0.1", server.port());
     for (config, found) in [
         (
-            Config::builder(node).build().unwrap(),
+            Config::builder(node)
+                .username(USER)
+                .password(PASSWORD)
+                .build()
+                .unwrap(),
             "a node of a cluster",
         ),
-        (
-            Config::cluster([single]).build().unwrap(),
-            "a single server",
-        ),
+        (config([single]).build().unwrap(), "a single server"),
     ] {
         let backend = Backend::redis(config).unwrap();
         assert!(backend.watch_state().wait_for(State::Error).await);
@@ -436,7 +454,7 @@ async fn a_configuration_for_another_kind_of_server_is_named() {
 
 #[tokio::test]
 async fn slots_without_a_server_are_seen_in_the_state() {
-    let cluster = RedisCluster::start().await;
+    let cluster = RedisCluster::builder().allow("+incr").start().await;
     let backend = connected(&cluster).await;
     let [key, ..] = keys();
     let owner = cluster.primary_of(RedisCluster::slot_of(&key)).await;

@@ -10,7 +10,7 @@ use redis_conn::{
     raw::{Call, Class, Engine, Redis},
 };
 use serde_json::{Value, json};
-use testkit::{Answer, RedisCluster, RedisServer, RespMock};
+use testkit::{Answer, PASSWORD, RedisCluster, RedisServer, RespMock, USER};
 
 /// Longer than anything that works takes, so that it decides no test.
 const LONG: Duration = Duration::from_secs(20);
@@ -147,7 +147,8 @@ async fn a_cluster_shows_its_nodes_and_what_it_says_of_itself() {
     let cluster = RedisCluster::start().await;
     let seeds = cluster.addrs().into_iter();
     let seeds = seeds.map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port()));
-    let backend = Backend::redis(Config::cluster(seeds).build().unwrap()).unwrap();
+    let config = Config::cluster(seeds).username(USER).password(PASSWORD);
+    let backend = Backend::redis(config.build().unwrap()).unwrap();
     backend.ready(LONG).await.unwrap();
     let health = until(&backend, |health| {
         let details = health.checks[0].details.as_ref().unwrap();
@@ -197,6 +198,7 @@ async fn ten_thousand_questions_cost_no_command() {
         "ping",
         "info",
         "hello",
+        "auth",
         "client|setinfo",
         "config|resetstat",
     ];
@@ -342,7 +344,7 @@ async fn a_full_server_refuses_writes_and_keeps_what_it_has() {
     };
     let mut held = Vec::new();
     let refused = loop {
-        let key = format!("held-{}", held.len());
+        let key = format!("tk:held-{}", held.len());
         match redis(&backend).call(set(key.clone()), LONG).await {
             Ok(_) => held.push(key),
             Err(error) => break error,

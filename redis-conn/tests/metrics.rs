@@ -37,11 +37,11 @@ fn redis(backend: &Backend) -> Redis {
 }
 
 fn get() -> Call {
-    Call::new("GET", Class::Idempotent).key("n")
+    Call::new("GET", Class::Idempotent).key("tk:n")
 }
 
 fn incr() -> Call {
-    Call::new("INCR", Class::AtMostOnce).key("n")
+    Call::new("INCR", Class::AtMostOnce).key("tk:n")
 }
 
 /// What was counted so far.
@@ -81,7 +81,7 @@ fn ours(family: &str) -> String {
 }
 
 async fn calls(counted: &Counted) {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+incr").start().await;
     let proxy = FaultProxy::start(&server).await;
     let backend = on(&proxy.url()).await;
     assert!(counted.value(&ours("state{state=\"connected\"}")) >= 1.0);
@@ -156,20 +156,20 @@ async fn subscriptions(counted: &Counted) {
         .await;
 
     let mut forbid = redis::cmd("ACL");
-    let forbid = forbid.arg(&["SETUSER", "default", "resetchannels"]);
+    let forbid = forbid.arg(&["SETUSER", testkit::USER, "resetchannels"]);
     let _: () = forbid.query_async(&mut admin).await.unwrap();
     backend.bus().subscribe("other").await.unwrap_err();
     assert!(counted.value(&ours("subscriptions_refused_total")) >= 1.0);
 }
 
 async fn levels(counted: &Counted) {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+blpop").start().await;
     let config = Config::from_url(&server.url())
         .unwrap()
         .into_builder()
         .pool_size(1);
     let backend = connected(config.build().unwrap()).await;
-    let mut taken = redis(&backend).dedicated("n", LONG).await.unwrap();
+    let mut taken = redis(&backend).dedicated("tk:n", LONG).await.unwrap();
     let unknown = Call::new("NOSUCH", Class::Idempotent);
     taken.call(unknown, LONG).await.unwrap_err();
     for line in [
@@ -179,9 +179,9 @@ async fn levels(counted: &Counted) {
         assert!(counted.value(&ours(line)) >= 1.0, "{line}");
     }
     let asking = redis(&backend);
-    let waiter = tokio::spawn(async move { asking.dedicated("n", LONG * 10).await.map(drop) });
+    let waiter = tokio::spawn(async move { asking.dedicated("tk:n", LONG * 10).await.map(drop) });
     let asking = redis(&backend);
-    let wait = Call::new("BLPOP", Class::AtMostOnce).key("never").int(0);
+    let wait = Call::new("BLPOP", Class::AtMostOnce).key("tk:never").int(0);
     let caller = tokio::spawn(async move { asking.call(wait, LONG * 10).await.map(drop) });
 
     for line in [

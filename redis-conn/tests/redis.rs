@@ -9,7 +9,7 @@ use redis_conn::{
     Backend, Config, Error, ErrorKind, State,
     raw::{Call, Class, Dedicated, Engine, Redis, Reply, Script},
 };
-use testkit::{AfterDrop, Fault, FaultProxy, Matching, RedisServer};
+use testkit::{AfterDrop, Fault, FaultProxy, Matching, PASSWORD, RedisServer, USER};
 
 /// Longer than anything that works takes, so that it decides no test.
 const LONG: Duration = Duration::from_secs(20);
@@ -118,20 +118,26 @@ async fn a_lost_reply_of_an_at_most_once_command_is_ambiguous_and_it_ran_once() 
     let backend = connected(&proxy.url()).await;
 
     proxy.set(swallowed("INCR"));
-    let late = redis(&backend).call(incr("late"), SHORT).await.unwrap_err();
+    let late = redis(&backend)
+        .call(incr("tk:late"), SHORT)
+        .await
+        .unwrap_err();
     assert!(late.is_ambiguous(), "{late}");
-    assert_eq!(stored(&server, "late").await, Some(1));
+    assert_eq!(stored(&server, "tk:late").await, Some(1));
     proxy.set(Fault::Reset);
-    redis(&backend).call(get("late"), LONG).await.unwrap();
+    redis(&backend).call(get("tk:late"), LONG).await.unwrap();
 
     proxy.set(Fault::close_instead_of_reply("INCR"));
-    let cut = redis(&backend).call(incr("cut"), LONG).await.unwrap_err();
+    let cut = redis(&backend)
+        .call(incr("tk:cut"), LONG)
+        .await
+        .unwrap_err();
     assert!(cut.is_ambiguous(), "{cut}");
     proxy.set(Fault::Pass);
     backend.ready(LONG).await.unwrap();
-    redis(&backend).call(get("cut"), LONG).await.unwrap();
+    redis(&backend).call(get("tk:cut"), LONG).await.unwrap();
     assert_eq!(
-        stored(&server, "cut").await,
+        stored(&server, "tk:cut").await,
         Some(1),
         "nothing was sent again after the connection came back"
     );
@@ -218,7 +224,7 @@ async fn a_script_is_sent_by_its_text_only_where_the_server_does_not_know_it() {
     let redis = redis(&backend);
     let add = || {
         redis
-            .script(&ADD, Class::AtMostOnce, &["{s}:sum"])
+            .script(&ADD, Class::AtMostOnce, &["tk:{s}:sum"])
             .int(2)
             .arg("40")
             .run(LONG)
@@ -427,7 +433,10 @@ async fn a_unix_socket_serves_as_well() {
         .expect("a socket")
         .display()
         .to_string();
-    let backend = connected(&format!("unix://{path}")).await;
+    let config = config(&format!("unix://{path}")).into_builder();
+    let config = config.username(USER).password(PASSWORD).build().unwrap();
+    let backend = Backend::redis(config).unwrap();
+    backend.ready(LONG).await.unwrap();
     assert_eq!(
         redis(&backend)
             .call(incr("tk:n"), LONG)
@@ -520,7 +529,10 @@ async fn an_exclusive_connection_keeps_its_transaction_to_itself() {
 
 #[tokio::test]
 async fn a_released_connection_is_used_again_and_a_dropped_one_is_closed() {
-    let server = RedisServer::builder().allow("+blpop").start().await;
+    let server = RedisServer::builder()
+        .allow("+blpop +client|id")
+        .start()
+        .await;
     let backend = connected(&server.url()).await;
     let redis = redis(&backend);
 
@@ -840,7 +852,7 @@ async fn no_deadline_is_too_long() {
         .await
         .unwrap();
     redis(&backend)
-        .script(&ADD, Class::AtMostOnce, &["s"])
+        .script(&ADD, Class::AtMostOnce, &["tk:s"])
         .int(1)
         .int(1)
         .run(Duration::MAX)

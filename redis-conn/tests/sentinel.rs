@@ -9,7 +9,7 @@ use redis_conn::{
     Backend, Config, ConfigBuilder, Endpoint, Error, ErrorKind, Event, State, Subscription,
     raw::{Call, Class, Engine, Redis, Script},
 };
-use testkit::{Fault, RedisSentinel, RedisServer};
+use testkit::{Fault, PASSWORD, RedisSentinel, RedisServer, USER};
 use tokio::{sync::watch, time::timeout};
 
 /// Longer than anything that works takes, so that it decides no test.
@@ -21,6 +21,20 @@ const SHORT: Duration = Duration::from_millis(500);
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 fn config(group: &RedisSentinel) -> ConfigBuilder {
+    service(plain(group))
+}
+
+/// As a service logs in to servers and sentinels in production.
+fn service(config: ConfigBuilder) -> ConfigBuilder {
+    config
+        .username(USER)
+        .password(PASSWORD)
+        .sentinel_username(USER)
+        .sentinel_password(PASSWORD)
+}
+
+/// As the default user.
+fn plain(group: &RedisSentinel) -> ConfigBuilder {
     let addrs = group.sentinel_addrs();
     Config::sentinel(addrs.iter().map(endpoint), group.master_name())
 }
@@ -67,7 +81,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 
 /// Writes until a write is on the server `index`.
 async fn writes_reach(redis: &Redis, group: &RedisSentinel, index: usize) {
-    let key = format!("reached:{index}");
+    let key = format!("tk:reached:{index}");
     until("a write on the new primary", async || {
         let written = redis.call(incr(&key), SHORT).await;
         written.is_ok() && stored(group, index, &key).await.is_some()
@@ -90,22 +104,29 @@ static ADD: Script = Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1])"
 
 #[tokio::test]
 async fn the_primary_is_found_and_runs_commands_and_scripts() {
-    let group = RedisSentinel::builder().master_name("other").start().await;
+    let group = RedisSentinel::builder()
+        .allow("+incr +incrby")
+        .master_name("other")
+        .start()
+        .await;
     let primary = group.failover().await;
     let backend = connected(config(&group)).await;
     assert_eq!(backend.kind(), "redis-sentinel");
     let redis = redis(&backend);
 
-    assert_eq!(redis.call(incr("n"), LONG).await.unwrap().int().unwrap(), 1);
+    assert_eq!(
+        redis.call(incr("tk:n"), LONG).await.unwrap().int().unwrap(),
+        1
+    );
     for expected in [3, 5] {
         let sum = redis
-            .script(&ADD, Class::AtMostOnce, &["n"])
+            .script(&ADD, Class::AtMostOnce, &["tk:n"])
             .int(2)
             .run(LONG)
             .await;
         assert_eq!(sum.unwrap().int().unwrap(), expected);
     }
-    assert_eq!(stored(&group, primary, "n").await, Some(5));
+    assert_eq!(stored(&group, primary, "tk:n").await, Some(5));
     backend.close(LONG).await.unwrap();
     for sentinel in group.sentinels() {
         until("the connections to end", async || {
@@ -117,7 +138,7 @@ async fn the_primary_is_found_and_runs_commands_and_scripts() {
 
 #[tokio::test]
 async fn a_sentinel_that_is_away_does_not_matter() {
-    let group = RedisSentinel::start().await;
+    let group = RedisSentinel::builder().allow("+incr").start().await;
     group.kill_sentinel(0);
     let backend = connected(config(&group)).await;
     group.kill(0);
@@ -147,12 +168,12 @@ async fn followers(sentinel: &RedisServer) -> usize {
 
 #[tokio::test]
 async fn sentinels_that_are_not_configured_are_learned() {
-    let group = RedisSentinel::start().await;
+    let group = RedisSentinel::builder().allow("+incr").start().await;
     let one = group.sentinel_addrs()[..1]
         .iter()
         .map(endpoint)
         .collect::<Vec<_>>();
-    let backend = connected(Config::sentinel(one, group.master_name())).await;
+    let backend = connected(service(Config::sentinel(one, group.master_name()))).await;
     for sentinel in group.sentinels() {
         until("each sentinel to be followed", async || {
             followers(sentinel).await > 0
@@ -170,9 +191,8 @@ async fn sentinels_that_are_not_configured_are_learned() {
 async fn a_name_that_no_sentinel_knows_is_a_named_error() {
     let group = RedisSentinel::start().await;
     let addrs = group.sentinel_addrs();
-    let wrong = Config::sentinel(addrs.iter().map(endpoint), "nobody")
-        .build()
-        .unwrap();
+    let wrong = Config::sentinel(addrs.iter().map(endpoint), "nobody");
+    let wrong = service(wrong).build().unwrap();
     let backend = Backend::redis(wrong).unwrap();
 
     assert!(
@@ -197,19 +217,19 @@ async fn sentinels_have_a_password_of_their_own() {
         .start()
         .await;
     let backend = connected(
-        config(&group)
+        plain(&group)
             .password("of servers")
             .sentinel_password("of sentinels"),
     )
     .await;
     let redis = redis(&backend);
-    redis.call(incr("n"), LONG).await.unwrap();
+    redis.call(incr("tk:n"), LONG).await.unwrap();
     let new = group.failover().await;
     writes_reach(&redis, &group, new).await;
 
     for wrong in [
-        config(&group).password("of servers"),
-        config(&group)
+        plain(&group).password("of servers"),
+        plain(&group)
             .password("of servers")
             .sentinel_password("of servers"),
     ] {
@@ -227,7 +247,7 @@ async fn sentinels_have_a_password_of_their_own() {
 
 #[tokio::test]
 async fn nobody_is_asked_before_a_lazy_backend_is_used() {
-    let group = RedisSentinel::start().await;
+    let group = RedisSentinel::builder().allow("+incr").start().await;
     let lazy = config(&group).lazy_connect(true).connection_name("lazy");
     let lazy = Backend::redis(lazy.build().unwrap()).unwrap();
     let sentinel = &group.sentinels()[0];
@@ -239,8 +259,8 @@ async fn nobody_is_asked_before_a_lazy_backend_is_used() {
     .await;
     assert_eq!(connections(sentinel, "=lazy").await, 0);
 
-    redis(&lazy).call(incr("n"), LONG).await.unwrap();
-    assert_eq!(stored(&group, 0, "n").await, Some(1));
+    redis(&lazy).call(incr("tk:n"), LONG).await.unwrap();
+    assert_eq!(stored(&group, 0, "tk:n").await, Some(1));
     until("the sentinel to be followed", async || {
         connections(sentinel, "=lazy").await > 0
     })
@@ -249,9 +269,9 @@ async fn nobody_is_asked_before_a_lazy_backend_is_used() {
 
 #[tokio::test]
 async fn a_primary_that_dies_is_left() {
-    let group = RedisSentinel::start().await;
+    let group = RedisSentinel::builder().allow("+incr").start().await;
     let backend = connected(config(&group)).await;
-    redis(&backend).call(incr("n"), LONG).await.unwrap();
+    redis(&backend).call(incr("tk:n"), LONG).await.unwrap();
     group.kill(0);
     let new = group.wait_for_new_master(0).await;
     writes_reach(&redis(&backend), &group, new).await;
@@ -265,9 +285,9 @@ async fn a_primary_that_dies_is_left() {
 /// Its sockets stay open: no connection tells that it is gone.
 #[tokio::test]
 async fn a_primary_that_freezes_is_left() {
-    let group = RedisSentinel::start().await;
+    let group = RedisSentinel::builder().allow("+incr").start().await;
     let backend = connected(config(&group)).await;
-    redis(&backend).call(incr("n"), LONG).await.unwrap();
+    redis(&backend).call(incr("tk:n"), LONG).await.unwrap();
     group.freeze(0);
     let new = group.wait_for_new_master(0).await;
     // Nobody calls meanwhile, so only the sentinels can have told.
@@ -276,13 +296,17 @@ async fn a_primary_that_freezes_is_left() {
         connections(server, ":lane ").await > 0
     })
     .await;
-    redis(&backend).call(incr("m"), LONG).await.unwrap();
-    assert_eq!(stored(&group, new, "m").await, Some(1));
+    redis(&backend).call(incr("tk:m"), LONG).await.unwrap();
+    assert_eq!(stored(&group, new, "tk:m").await, Some(1));
 }
 
 #[tokio::test]
 async fn a_switch_that_is_not_announced_is_found_by_asking() {
-    let group = RedisSentinel::builder().proxied_sentinels().start().await;
+    let group = RedisSentinel::builder()
+        .allow("+incr")
+        .proxied_sentinels()
+        .start()
+        .await;
     let backend = connected(config(&group)).await;
     let proxies = || (0..group.sentinels().len()).map(|index| group.sentinel_proxy(index));
     for proxy in proxies() {
@@ -299,13 +323,17 @@ async fn a_switch_that_is_not_announced_is_found_by_asking() {
         connections(server, ":lane ").await > 0
     })
     .await;
-    redis(&backend).call(incr("m"), LONG).await.unwrap();
-    assert_eq!(stored(&group, new, "m").await, Some(1));
+    redis(&backend).call(incr("tk:m"), LONG).await.unwrap();
+    assert_eq!(stored(&group, new, "tk:m").await, Some(1));
 }
 
 #[tokio::test]
 async fn a_failover_is_followed_after_all_sentinels_were_away() {
-    let group = RedisSentinel::builder().proxied_sentinels().start().await;
+    let group = RedisSentinel::builder()
+        .allow("+incr")
+        .proxied_sentinels()
+        .start()
+        .await;
     let backend = connected(config(&group)).await;
     let proxies = || (0..group.sentinels().len()).map(|index| group.sentinel_proxy(index));
     proxies().for_each(|proxy| {
@@ -313,8 +341,8 @@ async fn a_failover_is_followed_after_all_sentinels_were_away() {
         proxy.reset_live();
     });
     // The present connections go on meanwhile.
-    redis(&backend).call(incr("n"), LONG).await.unwrap();
-    assert_eq!(stored(&group, 0, "n").await, Some(1));
+    redis(&backend).call(incr("tk:n"), LONG).await.unwrap();
+    assert_eq!(stored(&group, 0, "tk:n").await, Some(1));
 
     proxies().for_each(|proxy| proxy.set(Fault::Pass));
     group.wait_ok().await;
@@ -325,11 +353,11 @@ async fn a_failover_is_followed_after_all_sentinels_were_away() {
 /// The old primary was frozen through the failover and nobody has told it since: it would take writes.
 #[tokio::test]
 async fn an_old_primary_that_thaws_is_not_written_to() {
-    let group = RedisSentinel::start().await;
+    let group = RedisSentinel::builder().allow("+incr").start().await;
     let backend = connected(config(&group)).await;
     let redis = redis(&backend);
-    let mut pooled = redis.dedicated("n", LONG).await.unwrap();
-    pooled.call(incr("pooled"), LONG).await.unwrap();
+    let mut pooled = redis.dedicated("tk:n", LONG).await.unwrap();
+    pooled.call(incr("tk:pooled"), LONG).await.unwrap();
     pooled.release();
 
     group.freeze(0);
@@ -346,7 +374,7 @@ async fn an_old_primary_that_thaws_is_not_written_to() {
     for n in 1..=50 {
         assert_eq!(
             redis
-                .call(incr("after"), LONG)
+                .call(incr("tk:after"), LONG)
                 .await
                 .unwrap()
                 .int()
@@ -354,28 +382,28 @@ async fn an_old_primary_that_thaws_is_not_written_to() {
             n
         );
     }
-    assert_eq!(stored(&group, new, "after").await, Some(50));
-    assert_eq!(stored(&group, 0, "after").await, None);
+    assert_eq!(stored(&group, new, "tk:after").await, Some(50));
+    assert_eq!(stored(&group, 0, "tk:after").await, None);
 
     // Where all sentinels are gone nobody can say where a new connection should lead.
     let pooled = async {
-        let mut pooled = redis.dedicated("n", LONG).await?;
-        pooled.call(incr("pooled"), LONG).await
+        let mut pooled = redis.dedicated("tk:n", LONG).await?;
+        pooled.call(incr("tk:pooled"), LONG).await
     };
     let refused = pooled.await.unwrap_err();
     assert_eq!(*refused.kind(), ErrorKind::Unavailable);
-    assert_eq!(stored(&group, 0, "pooled").await, Some(1));
+    assert_eq!(stored(&group, 0, "tk:pooled").await, Some(1));
 
     group.restart_sentinel(1).await;
     group.restart_sentinel(2).await;
     until("an exclusive connection", async || {
-        match redis.dedicated("n", LONG).await {
-            Ok(mut pooled) => pooled.call(incr("pooled:after"), LONG).await.is_ok(),
+        match redis.dedicated("tk:n", LONG).await {
+            Ok(mut pooled) => pooled.call(incr("tk:pooled:after"), LONG).await.is_ok(),
             Err(_) => false,
         }
     })
     .await;
-    assert_eq!(stored(&group, new, "pooled:after").await, Some(1));
+    assert_eq!(stored(&group, new, "tk:pooled:after").await, Some(1));
 }
 
 /// Neither the end of the connection nor the switch is told twice, and what is published afterwards arrives.
@@ -470,7 +498,7 @@ async fn writer(id: usize, redis: Redis, switched: watch::Receiver<bool>) -> Fat
     let mut fates = Fates::new();
     let mut after = 0;
     while after < 20 {
-        let key = format!("{id}:{}", fates.len());
+        let key = format!("tk:{id}:{}", fates.len());
         let is_after = *switched.borrow();
         let fate = match id % 2 {
             0 => write_shared(&redis, &key).await,
@@ -506,14 +534,14 @@ async fn check(group: &RedisSentinel, primary: usize, fates: &Fates) {
 async fn nothing_is_doubled_and_nothing_safe_is_lost(
     fail: impl AsyncFnOnce(&RedisSentinel) -> usize,
 ) {
-    let group = RedisSentinel::start().await;
+    let group = RedisSentinel::builder().allow("+incr +wait").start().await;
     let backend = connected(config(&group)).await;
     let switched = watch::Sender::new(false);
     let writers: Vec<_> = (0..8)
         .map(|id| tokio::spawn(writer(id, redis(&backend), switched.subscribe())))
         .collect();
     until("writes that the replicas have", async || {
-        stored(&group, 1, "7:5").await.is_some()
+        stored(&group, 1, "tk:7:5").await.is_some()
     })
     .await;
 

@@ -16,7 +16,7 @@ use redis_conn::{
     raw::{Call, Class, Engine, Redis},
 };
 use tempfile::TempDir;
-use testkit::{Authority, Certificate, RedisServer};
+use testkit::{Authority, Certificate, PASSWORD, RedisServer, USER};
 use tokio::{io::AsyncWriteExt as _, time::timeout};
 
 /// Longer than anything that works takes, so that it decides no test.
@@ -25,7 +25,11 @@ const LONG: Duration = Duration::from_secs(20);
 const ADDRESS: &str = "127.0.0.1";
 
 async fn server(certificate: &Certificate) -> RedisServer {
-    RedisServer::builder().tls(certificate).start().await
+    RedisServer::builder()
+        .allow("+incr")
+        .tls(certificate)
+        .start()
+        .await
 }
 
 fn trusting(ca: &Authority) -> Tls {
@@ -34,6 +38,7 @@ fn trusting(ca: &Authority) -> Tls {
 
 fn backend(port: u16, tls: Tls) -> Backend {
     let config = Config::builder(Endpoint::tcp(ADDRESS, port)).tls(tls);
+    let config = config.username(USER).password(PASSWORD);
     Backend::redis(config.build().unwrap()).unwrap()
 }
 
@@ -52,7 +57,7 @@ fn redis(backend: &Backend) -> Redis {
 }
 
 fn incr() -> Call {
-    Call::new("INCR", Class::AtMostOnce).key("n")
+    Call::new("INCR", Class::AtMostOnce).key("tk:n")
 }
 
 /// The server lets us in and answers.
@@ -131,9 +136,9 @@ async fn commands_the_bus_and_the_pool_work_over_tls() {
 
         // More than any buffer on the way, in both directions.
         let big = vec![b'x'; 4 << 20];
-        let set = Call::new("SET", Class::Idempotent).key("big").arg(&big);
+        let set = Call::new("SET", Class::Idempotent).key("tk:big").arg(&big);
         redis(&backend).call(set, LONG).await.unwrap();
-        let get = Call::new("GET", Class::Idempotent).key("big");
+        let get = Call::new("GET", Class::Idempotent).key("tk:big");
         let got = redis(&backend).call(get, LONG).await.unwrap();
         assert!(got.bytes().unwrap().unwrap() == big);
     }
@@ -231,7 +236,9 @@ async fn accepting_every_certificate_is_warned_of_once() {
 async fn a_server_that_wants_a_certificate_takes_only_one_that_it_trusts() {
     for protocol in ["TLSv1.2", "TLSv1.3"] {
         let (ca, stranger, files) = (Authority::new(), Authority::new(), Copies::new());
-        let builder = RedisServer::builder().tls(&ca.server(&[ADDRESS]));
+        let builder = RedisServer::builder()
+            .allow("+incr")
+            .tls(&ca.server(&[ADDRESS]));
         let builder = builder.arg("tls-protocols", protocol);
         let server = builder.tls_client_auth(true).start().await;
         let anonymous = backend(server.tls_port(), trusting(&ca));
@@ -255,7 +262,7 @@ async fn a_server_that_wants_a_certificate_takes_only_one_that_it_trusts() {
 async fn a_file_that_cannot_be_used_is_named_and_read_again() {
     let (ca, files) = (Authority::new(), Copies::new());
     let certificate = ca.server(&[ADDRESS]);
-    let builder = RedisServer::builder().tls(&certificate);
+    let builder = RedisServer::builder().allow("+incr").tls(&certificate);
     let server = builder.tls_client_auth(true).start().await;
     let (own, other) = (ca.client("app"), ca.client("other"));
     let (ca_file, cert, key) = (
@@ -341,6 +348,7 @@ async fn the_nodes_of_a_cluster_are_dialled_with_tls() {
     let bus_port = bus.local_addr().unwrap().port().to_string();
     drop(bus);
     let server = RedisServer::builder()
+        .allow("+incr")
         .tls(&ca.server(&[ADDRESS]))
         .arg("cluster-enabled", "yes")
         .arg("tls-cluster", "yes")
@@ -354,7 +362,8 @@ async fn the_nodes_of_a_cluster_are_dialled_with_tls() {
     shared.query_async::<()>(&mut admin).await.unwrap();
 
     let nodes = [Endpoint::tcp(ADDRESS, server.tls_port())];
-    let config = Config::cluster(nodes).tls(trusting(&ca)).build().unwrap();
+    let config = Config::cluster(nodes).tls(trusting(&ca));
+    let config = config.username(USER).password(PASSWORD).build().unwrap();
     let backend = Backend::redis(config).unwrap();
     serves(&backend).await;
 }

@@ -92,11 +92,11 @@ async fn traffic(server: &RedisServer) {
     let caller = tracing::info_span!("caller", server.address = "mine");
     let commands = async {
         let set = Call::new("SET", Class::Idempotent)
-            .key("secret-key")
+            .key("tk:secret-key")
             .arg("secret-value");
         redis(&backend).call(set, LONG).await.unwrap();
         let push = Call::new("LPUSH", Class::AtMostOnce)
-            .key("secret-key")
+            .key("tk:secret-key")
             .arg("secret-value");
         redis(&backend).call(push, LONG).await.unwrap_err();
     };
@@ -105,7 +105,7 @@ async fn traffic(server: &RedisServer) {
 
 #[tokio::test]
 async fn a_command_is_a_span_of_a_database_client() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+lpush").start().await;
     let spans = Spans::default();
     let subscriber = Registry::default().with(spans.clone().with_filter(LevelFilter::TRACE));
     let guard = tracing::subscriber::set_default(subscriber);
@@ -139,7 +139,7 @@ async fn a_command_is_a_span_of_a_database_client() {
 
 #[tokio::test]
 async fn nobody_who_does_not_look_at_traces_pays_for_spans() {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+lpush").start().await;
     let spans = Spans::default();
     let subscriber = Registry::default().with(spans.clone().with_filter(LevelFilter::DEBUG));
     let guard = tracing::subscriber::set_default(subscriber);
