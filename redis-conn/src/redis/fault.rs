@@ -218,6 +218,12 @@ impl Failure {
         Self::new(Fault::Credentials, Error::new(ErrorKind::Config, text))
     }
 
+    /// As many wait already as may.
+    pub(super) fn saturated(limit: usize) -> Self {
+        let text = format!("{limit} commands are in flight already");
+        Self::new(Fault::Saturated, Error::new(ErrorKind::Saturated, text))
+    }
+
     pub(super) fn closed() -> Self {
         Self::new(Fault::Closed, crate::engine::closed())
     }

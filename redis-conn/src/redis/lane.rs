@@ -161,11 +161,7 @@ impl Lane {
         if self.in_flight.fetch_add(1, Ordering::Relaxed) < self.max_in_flight {
             return Ok(slot);
         }
-        let text = format!("{} commands are in flight already", self.max_in_flight);
-        Err(Failure::new(
-            Fault::Saturated,
-            Error::new(ErrorKind::Saturated, text),
-        ))
+        Err(Failure::saturated(self.max_in_flight))
     }
 
     /// Waits until no command is in flight.

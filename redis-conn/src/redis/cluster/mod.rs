@@ -10,6 +10,7 @@ pub(super) mod slot;
 mod survey;
 mod trigger;
 mod view;
+mod waiting;
 
 use std::{
     collections::HashMap,
@@ -24,7 +25,7 @@ use tokio::{
 };
 
 pub(super) use self::{map::Map, redirect::Redirect, trigger::Trigger};
-use self::{survey::Surveyor, view::View};
+use self::{survey::Surveyor, view::View, waiting::Waiting};
 use super::{
     Call, Context,
     dial::Purpose,
@@ -40,6 +41,7 @@ pub(super) struct Cluster {
     sight: watch::Sender<Sight>,
     members: Mutex<HashMap<(Endpoint, Purpose), Arc<Node>>>,
     trigger: Arc<Trigger>,
+    waiting: Waiting,
     context: Arc<Context>,
 }
 
@@ -62,6 +64,7 @@ impl Cluster {
             sight: watch::Sender::new(Sight::Unknown),
             members: Mutex::default(),
             trigger: Arc::default(),
+            waiting: Waiting::new(context.dialer.config()),
             context: Arc::clone(context),
         });
         let surveyor = Surveyor::new(&cluster, seeds);
@@ -153,14 +156,15 @@ impl Cluster {
         if let Sight::Known(map) = &*self.sight.borrow() {
             return Ok(Arc::clone(map));
         }
+        let _place = self.waiting.enter()?;
         self.trigger.pull();
         let mut sight = self.sight.subscribe();
         loop {
             match &*sight.borrow_and_update() {
                 Sight::Known(map) => return Ok(Arc::clone(map)),
-                Sight::Away(failure) => return Err(failure.clone()),
+                Sight::Away(failure) if !self.waiting.is_patient() => return Err(failure.clone()),
                 Sight::Closed => return Err(Failure::closed()),
-                Sight::Unknown => {}
+                Sight::Unknown | Sight::Away(_) => {}
             }
             match timeout_at(deadline, sight.changed()).await {
                 Ok(Ok(())) => {}
