@@ -526,6 +526,22 @@ async fn an_expired_row_is_none_whatever_is_in_it() {
     assert_eq!(remaining(&check(&limiter, &policy, "a", 1).await), [4]);
 }
 
+/// The counts of a subject under a policy are one key, and the keys are on all nodes alike.
+#[tokio::test]
+async fn a_cluster_has_its_subjects_on_every_primary() {
+    let fixture = fixture::Redis::start(&fixture::CLUSTER).await;
+    let (limiter, policy) = (limiter(&fixture), policy(2));
+    for subject in 0..90 {
+        for left in [1, 0] {
+            let decision = check(&limiter, &policy, &subject.to_string(), 1).await;
+            assert_eq!(remaining(&decision), [left]);
+        }
+    }
+    let spread = fixture.spread().await;
+    assert_eq!((spread.len(), spread.iter().sum()), (3, 90_usize));
+    assert!(spread.iter().all(|keys| *keys > 10), "{spread:?}");
+}
+
 fixture::on_each_backend! {
     a_subject_is_admitted_up_to_its_limit
     subjects_and_policies_are_apart
