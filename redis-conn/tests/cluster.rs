@@ -93,7 +93,7 @@ async fn commands_go_to_the_node_of_their_key() {
 
     cluster.reset_stats().await;
     for n in 0..200 {
-        let key = format!("key:{n}");
+        let key = format!("tk:key:{n}");
         redis.call(set(&key, &n.to_string()), LONG).await.unwrap();
         assert_eq!(
             text(redis.call(get(&key), LONG).await.unwrap()),
