@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use redis_conn::{Backend, Bus, Config, ErrorKind, Event, Subscription};
 use testkit::{Fault, FaultProxy, PASSWORD, RedisServer, USER};
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -431,7 +434,7 @@ async fn subscriptions_that_are_given_up_leave_nothing_behind() {
 
 #[tokio::test]
 async fn each_message_to_a_slow_subscriber_is_received_or_counted_as_lost() {
-    const SENT: u64 = 100_000;
+    const SENT: u64 = 1_000_000;
     const BATCH: u64 = 10_000;
     let server = RedisServer::start().await;
     let backend = on(&server.url()).await;

@@ -235,7 +235,7 @@ async fn calls_to_a_cluster_that_queue_wait_for_their_shard_and_are_sent_once() 
 
 #[tokio::test]
 async fn the_queue_of_an_unknown_cluster_is_bounded() {
-    let server = FaultProxy::start("127.0.0.1:1".parse().unwrap()).await;
+    let server = FaultProxy::start(std::net::SocketAddr::from(([127, 0, 0, 1], 1))).await;
     server.set(Fault::Refuse);
     let config = cluster([server.addr()]).max_in_flight(2);
     let (backend, redis) = start(config.offline_queue(true));
