@@ -34,6 +34,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::probe::Probes;
+pub(crate) use self::script::Rewrite;
 use self::{
     board::Board,
     cluster::{Cluster, Redirect},
@@ -48,7 +49,6 @@ use self::{
     target::Target,
     telemetry::Telemetry,
 };
-pub(crate) use self::script::Rewrite;
 pub use self::{
     call::{Call, Class, Reply},
     pool::Dedicated,
