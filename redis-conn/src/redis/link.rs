@@ -19,6 +19,9 @@ use super::{
 /// So many timeouts without a word from the server between them condemn a connection: nothing else tells that a peer is gone without a word.
 const SILENT_TIMEOUTS: u32 = 3;
 
+/// The part of its wait by which a command may have been sent before a timeout was counted, and still be a sign of its own.
+const GRACE: u64 = 8;
+
 /// A connection that all callers of a lane share.
 pub(super) struct Link {
     commands: MultiplexedConnection,
@@ -114,23 +117,22 @@ impl Link {
         }
     }
 
-    /// Counts the timeout of a command that was sent at `sent`, unless it was in flight already when the last one was counted:
-    /// many that wait out one short stall together are one sign of silence, not many.
+    /// Counts the timeout of a command that was sent at `sent`, unless most of its wait was over when the last one was counted: many
+    /// that wait out one short stall together are one sign of silence, not many.
     fn timed_out(&self, sent: Instant) {
         let micros = |at: Instant| {
             let since = at.saturating_duration_since(self.born).as_micros();
             u64::try_from(since).unwrap_or(u64::MAX)
         };
+        let (sent, now) = (micros(sent), micros(Instant::now()));
         let last = self.counted.load(Ordering::Relaxed);
-        if micros(sent) < last {
+        // Calls seldom begin at the very moment when another one times out: with no grace three would take longer than three timeouts.
+        if sent + now.saturating_sub(sent) / GRACE < last {
             return;
         }
-        let counts = self.counted.compare_exchange(
-            last,
-            micros(Instant::now()),
-            Ordering::Relaxed,
-            Ordering::Relaxed,
-        );
+        let counts = self
+            .counted
+            .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed);
         if counts.is_err() {
             return;
         }
