@@ -126,7 +126,8 @@ async fn black_hole(what: &str, config: Config, proxy: &FaultProxy) {
     for _ in 0..ROUNDS {
         let mut calls = tokio::task::JoinSet::new();
         let mut pace = tokio::time::interval(Duration::from_secs(1) / PER_SECOND);
-        let mut answered = Duration::MAX;
+        // The worst that a round can show.
+        let mut answered = TROUBLE;
         let mut lost = None;
         // Long enough that the next round begins with a connection that has lasted.
         let until = Instant::now() + TROUBLE + TROUBLE;
