@@ -42,7 +42,7 @@
 //!
 //! Callers wait for a connection only while the first attempt to make it is under way; after an
 //! attempt has failed they get [`ErrorKind::Unavailable`] at once. A connection on which three
-//! operations in a row time out is replaced, because a peer that vanished says nothing. No more than
+//! operations time out without a word from the server between is replaced, because a peer that vanished says nothing. No more than
 //! 4,096 operations wait on one connection; the next is refused with [`ErrorKind::Saturated`].
 //!
 //! # Clusters and sentinels

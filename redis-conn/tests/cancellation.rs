@@ -18,7 +18,7 @@ use redis_conn::{
     Backend, Config, Endpoint, Error,
     raw::{Call, Class, Dedicated, Engine, Redis, Script},
 };
-use testkit::{AfterDrop, Fault, FaultProxy, Matching, RedisCluster, RedisServer};
+use testkit::{AfterDrop, Fault, FaultProxy, Matching, PASSWORD, RedisCluster, RedisServer, USER};
 use tokio::{
     task::{JoinSet, yield_now},
     time::timeout,
@@ -271,7 +271,14 @@ async fn of_dropped_calls_to_a_cluster_none_gives_its_reply_to_another() {
     let cluster = cluster.start().await;
     let addrs = cluster.addrs().into_iter();
     let nodes = addrs.map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port()));
-    let (_backend, redis) = connected(Config::cluster(nodes).build().unwrap()).await;
+    let (_backend, redis) = connected(
+        Config::cluster(nodes)
+            .username(USER)
+            .password(PASSWORD)
+            .build()
+            .unwrap(),
+    )
+    .await;
     let total = rounded(100_000);
     let tally = Arc::new(Tally::default());
     fill(&redis).await;
@@ -283,7 +290,7 @@ async fn of_dropped_calls_to_a_cluster_none_gives_its_reply_to_another() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_reply_that_is_lost_on_the_way_would_be_noticed() {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     let (_backend, redis) = connected(Config::from_url(&proxy.url()).unwrap()).await;
     fill(&redis).await;
     proxy.set(Fault::DropReply {
@@ -307,7 +314,7 @@ async fn an_exclusive_connection_dropped_in_use_is_used_by_nobody_else() {
     const TASKS: u64 = 8;
     const TURNS: u64 = 500;
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     let (_backend, redis) = connected(Config::from_url(&proxy.url()).unwrap()).await;
     let (seed, before) = (seed(), proxy.stats());
     let mut tasks = JoinSet::new();

@@ -15,7 +15,7 @@ use redis_conn::{
     Backend, Config, Endpoint, Error, ErrorKind, Event, Subscription,
     raw::{Call, Class, Engine, Redis, Script},
 };
-use testkit::{Answer, Fault, FaultProxy, RedisCluster, RedisServer, RespMock};
+use testkit::{Answer, Fault, FaultProxy, PASSWORD, RedisCluster, RedisServer, RespMock, USER};
 use tokio::{
     task::JoinHandle,
     time::{interval, sleep, timeout},
@@ -33,7 +33,11 @@ fn single(url: &str) -> Config {
 fn cluster_config(cluster: &RedisCluster) -> Config {
     let addrs = cluster.addrs().into_iter();
     let nodes = addrs.map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port()));
-    let config = Config::cluster(nodes).dial_timeout(LONG).lanes(1);
+    let config = Config::cluster(nodes)
+        .username(USER)
+        .password(PASSWORD)
+        .dial_timeout(LONG)
+        .lanes(1);
     config.build().unwrap()
 }
 
@@ -218,7 +222,7 @@ async fn is_replaced(proxy: &FaultProxy, server: &RedisServer, redis: &Redis, ke
 #[tokio::test]
 async fn a_lane_gone_without_a_word_is_replaced_under_traffic() {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     let (_backend, redis) = connected(single(&proxy.url())).await;
     let accepted = proxy.accepted();
     is_replaced(&proxy, &server, &redis, "tk:n").await;
@@ -259,7 +263,7 @@ async fn a_lane_of_a_cluster_gone_without_a_word_concerns_its_own_shard_alone() 
 #[tokio::test]
 async fn an_idle_lane_gone_without_a_word_is_found_before_it_is_needed() {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     let (_backend, redis) = connected(single(&proxy.url())).await;
     let accepted = proxy.accepted();
     proxy.blackhole_live();
@@ -272,7 +276,7 @@ async fn an_idle_lane_gone_without_a_word_is_found_before_it_is_needed() {
 #[tokio::test]
 async fn a_lane_whose_replies_are_late_is_not_a_lost_one() {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     let (_backend, redis) = connected(single(&proxy.url())).await;
     let accepted = proxy.accepted();
     proxy.set(Fault::Delay {
@@ -398,7 +402,7 @@ async fn a_pipeline_of_64_mib_both_ways_passes_through_tiny_buffers() {
     }
 
     let proxy = FaultProxy::builder().buffers(TINY);
-    let proxy = proxy.start(server.addr()).await;
+    let proxy = proxy.start(&server).await;
     let (_backend, redis) = connected(single(&proxy.url())).await;
     let mut calls = tokio::task::JoinSet::new();
     for n in 0..VALUES {

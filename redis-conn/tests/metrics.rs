@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use redis_conn::{
     Backend, Config, Endpoint, Event,
-    raw::{Call, Class, Engine, Redis},
+    raw::{Call, Class, Engine, Redis, Script},
 };
 use testkit::{Answer, Fault, FaultProxy, RedisServer, RespMock};
 
@@ -87,6 +87,17 @@ async fn calls(counted: &Counted) {
     assert!(counted.value(&ours("state{state=\"connected\"}")) >= 1.0);
     assert!(counted.value("redis_connection_state") >= 2.0);
     redis(&backend).call(get(), LONG).await.unwrap();
+
+    static SCRIPT: Script = Script::new("return 1");
+    let unknown = redis(&backend);
+    let script = unknown.script(&SCRIPT, Class::AtMostOnce, &["tk:n"]);
+    script.run(LONG).await.unwrap();
+    let line = ours("operation_duration_seconds_count{outcome=\"refused\"}");
+    let refused = counted.value(&line);
+    assert_eq!(
+        refused, 0.0,
+        "a script that is sent by its text is not refused to its caller"
+    );
 
     proxy.set(Fault::drop_reply("GET"));
     redis(&backend).call(get(), SHORT).await.unwrap_err();

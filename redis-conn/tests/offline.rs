@@ -9,7 +9,7 @@ use redis_conn::{
     Backend, Config, ConfigBuilder, Endpoint, Error, ErrorKind, State,
     raw::{Call, Class, Engine, Redis, Script},
 };
-use testkit::{Fault, FaultProxy, RedisCluster, RedisServer};
+use testkit::{Fault, FaultProxy, PASSWORD, RedisCluster, RedisServer, USER};
 use tokio::{
     task::{JoinHandle, yield_now},
     time::timeout,
@@ -25,7 +25,10 @@ fn single(url: &str) -> ConfigBuilder {
 
 fn cluster(addrs: impl IntoIterator<Item = SocketAddr>) -> ConfigBuilder {
     let addrs = addrs.into_iter();
-    Config::cluster(addrs.map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port()))).lanes(1)
+    Config::cluster(addrs.map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port())))
+        .username(USER)
+        .password(PASSWORD)
+        .lanes(1)
 }
 
 fn start(config: ConfigBuilder) -> (Backend, Redis) {
@@ -59,7 +62,7 @@ fn kind<T: std::fmt::Debug>(result: Result<T, Error>) -> ErrorKind {
 /// A server whose way is cut, and a backend that has tried it.
 async fn cut_off(queue: bool, more: fn(ConfigBuilder) -> ConfigBuilder) -> CutOff {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     proxy.set(Fault::Refuse);
     let (backend, redis) = start(more(single(&proxy.url()).offline_queue(queue)));
     assert!(backend.watch_state().wait_for(State::Reconnecting).await);
@@ -284,7 +287,7 @@ async fn is_lazy(lazy: ConfigBuilder, eager: ConfigBuilder, proxy: &FaultProxy) 
 #[tokio::test]
 async fn a_lazy_backend_dials_nothing_before_its_first_call() {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     is_lazy(single(&proxy.url()), single(&server.url()), &proxy).await;
     assert_eq!(proxy.accepted(), 1, "one lane");
 }
@@ -300,7 +303,7 @@ async fn a_lazy_cluster_dials_nothing_before_its_first_call() {
 #[tokio::test]
 async fn the_first_call_of_a_lazy_backend_waits_for_its_own_connection() {
     let server = RedisServer::start().await;
-    let proxy = FaultProxy::start(server.addr()).await;
+    let proxy = FaultProxy::start(&server).await;
     proxy.set(Fault::Refuse);
     let (_backend, redis) = start(single(&proxy.url()).lazy_connect(true));
     assert_eq!(

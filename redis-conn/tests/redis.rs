@@ -448,44 +448,6 @@ async fn a_unix_socket_serves_as_well() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_reply_reaches_another_caller_when_calls_are_dropped() {
-    let server = RedisServer::builder().allow("+echo").start().await;
-    let backend = connected(&server.url()).await;
-    let redis = redis(&backend);
-    let echo = move |word: String| {
-        let redis = redis.clone();
-        async move {
-            text(
-                redis
-                    .call(Call::new("ECHO", Class::Idempotent).arg(&word), LONG)
-                    .await
-                    .unwrap(),
-            ) == word
-        }
-    };
-    let mut tasks = tokio::task::JoinSet::new();
-    for task in 0..8 {
-        let echo = echo.clone();
-        tasks.spawn(async move {
-            for round in 0..2_000 {
-                let word = format!("{task}-{round}");
-                let mut dropped = Box::pin(echo(format!("dropped-{word}")));
-                // Polled a different number of times before it is dropped: before sending, in the queue, in flight.
-                for _ in 0..round % 4 {
-                    if futures_poll(&mut dropped).is_ready() {
-                        break;
-                    }
-                    tokio::task::yield_now().await;
-                }
-                drop(dropped);
-                assert!(echo(word).await);
-            }
-        });
-    }
-    tasks.join_all().await;
-}
-
 async fn connection_id(dedicated: &mut Dedicated) -> i64 {
     dedicated
         .call(Call::new("CLIENT", Class::Idempotent).arg("ID"), LONG)

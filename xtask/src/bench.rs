@@ -18,7 +18,8 @@ pub(crate) const COMMAND: crate::Command = crate::Command {
     flags: &[],
     details: "\
 Runs the criterion benchmarks of bench/ (a workspace of its own), then how long decisions take
-while Redis is frozen or the network swallows everything, then, where valgrind is installed, the
+while Redis is frozen or the network swallows everything and how long a lane in a black hole is
+used, then, where valgrind is installed, the
 client instructions of one GET through the bare client library and through redis-conn, on a single
 server and on a cluster.
 Server and client share the machine: compare ratios, not absolute figures.",

@@ -167,20 +167,19 @@ impl Redis {
     ///
     /// A dropped call may have been executed. No reply ever reaches another caller.
     pub async fn call(&self, call: Call, deadline: Duration) -> Result<Reply, Error> {
-        self.call_at(&call, deadline::after(deadline)).await
+        let calling = self.answer(&call, deadline::after(deadline));
+        self.inner.context.telemetry.observe(&call, calling).await
     }
 
-    async fn call_at(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
+    /// The same, measured by nobody.
+    async fn answer(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
         if self.inner.context.closed.is_cancelled() {
             return Err(closed());
         }
-        let calling = async {
-            match self.attempt(call, None, deadline).await {
-                Ok(reply) => Ok(reply),
-                Err(failure) => self.retry(call, failure, deadline).await,
-            }
-        };
-        self.inner.context.telemetry.observe(call, calling).await
+        match self.attempt(call, None, deadline).await {
+            Ok(reply) => Ok(reply),
+            Err(failure) => self.retry(call, failure, deadline).await,
+        }
     }
 
     /// Goes on after a first failure, for as long as the table of failures and the deadline allow.

@@ -131,13 +131,18 @@ impl ScriptCall<'_> {
     pub async fn run(self, deadline: Duration) -> Result<Reply, Error> {
         let deadline = crate::deadline::after(deadline);
         let call = self.added.iter().fold(self.call, Call::arg);
-        match self.redis.call_at(&call, deadline).await {
-            Err(error) if is_unknown(&error) => {
-                let call = call.with_text(&self.text);
-                self.redis.call_at(&call, deadline).await
+        // Both are one call to whoever measures.
+        let calling = async {
+            match self.redis.answer(&call, deadline).await {
+                Err(error) if is_unknown(&error) => {
+                    let call = call.with_text(&self.text);
+                    self.redis.answer(&call, deadline).await
+                }
+                answered => answered,
             }
-            answered => answered,
-        }
+        };
+        let telemetry = &self.redis.inner.context.telemetry;
+        telemetry.observe(&call, calling).await
     }
 }
 

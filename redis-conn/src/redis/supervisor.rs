@@ -233,8 +233,9 @@ impl Supervisor {
     }
 
     fn enter(&self, phase: Phase) {
+        // In this order: whoever waits for the light finds the lane as it says.
+        self.lane.enter(phase.clone());
         self.context.board.show(self.light, &phase);
-        self.lane.enter(phase);
     }
 }
 
