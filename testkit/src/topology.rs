@@ -27,10 +27,16 @@ impl Topology {
     /// Starts the servers, which replace none of their number for as long as a test runs, and waits
     /// until they serve.
     pub async fn start(self) -> Servers {
+        self.start_allowing("").await
+    }
+
+    /// The same, with `words` added to what the user of services may do, see
+    /// [`RedisServerBuilder::allow`](crate::server::RedisServerBuilder::allow).
+    pub async fn start_allowing(self, words: &str) -> Servers {
         match self {
-            Self::Single => Servers::Single(RedisServer::start().await),
+            Self::Single => Servers::Single(RedisServer::builder().allow(words).start().await),
             Self::Cluster => {
-                let cluster = RedisCluster::start().await;
+                let cluster = RedisCluster::builder().allow(words).start().await;
                 // Only now: nodes that meet take their time from it.
                 let patient = PATIENT.as_millis().to_string();
                 for node in cluster.nodes() {
@@ -41,7 +47,7 @@ impl Topology {
             }
             Self::Sentinel => {
                 let group = RedisSentinel::builder().down_after(PATIENT);
-                Servers::Sentinel(group.start().await)
+                Servers::Sentinel(group.allow(words).start().await)
             }
         }
     }

@@ -238,7 +238,7 @@ impl Dialer {
         let count = asked.cmd_iter().count();
         let answers = commands.send_packed_commands(&asked, 0, count).await;
         let answers = answers.map_err(Failure::of_dial)?;
-        let [hello, ping, named, ..] = answers.as_slice() else {
+        let [hello, ping, named, readonly @ ..] = answers.as_slice() else {
             return Err(Failure::away(
                 "the server did not answer all that it was asked",
             ));
@@ -255,6 +255,10 @@ impl Dialer {
             if refusal.code() != "NOPERM" && !waits {
                 return Err(failure);
             }
+        }
+        // Without it every read would be sent on to the primary, and nobody would know.
+        if let [Value::ServerError(refusal)] = readonly {
+            return Err(Failure::of_greeting(refusal));
         }
         // The name is for people who look at the server: one that refuses it is used all the same.
         if let Value::ServerError(refusal) = named {

@@ -9,6 +9,7 @@ use crate::{
     Error,
     config::Endpoint,
     redis::{Class, fault::Failure},
+    trace::event,
 };
 
 /// How long a sentinel may take to answer. It has nothing to do but to answer.
@@ -68,6 +69,13 @@ pub(super) async fn ask_peers(
     let mut question = ::redis::pipe();
     question.cmd("SENTINEL").arg("SENTINELS").arg(name);
     let answers = exchange(sentinel, &question).await?;
+    if let Some(Value::ServerError(refusal)) = answers.first() {
+        event!(
+            warn,
+            "a sentinel does not tell of the others: it answered {}",
+            refusal.code()
+        );
+    }
     Ok(answers.first().map(read_peers).unwrap_or_default())
 }
 
