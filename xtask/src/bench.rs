@@ -19,7 +19,7 @@ pub(crate) const COMMAND: crate::Command = crate::Command {
     details: "\
 Runs the criterion benchmarks of bench/ (a workspace of its own), then how long decisions take
 while Redis is frozen or the network swallows everything and how long a lane in a black hole is
-used, then, where valgrind is installed, the
+used, how soon writes go on when another server takes over, then, where valgrind is installed, the
 client instructions of one GET through the bare client library and through redis-conn, on a single
 server and on a cluster.
 Server and client share the machine: compare ratios, not absolute figures.",
@@ -29,14 +29,10 @@ Server and client share the machine: compare ratios, not absolute figures.",
 fn run(_: &Flags) -> Result {
     let server = setup::redis_server()?;
     sh::run(&mut cargo(&["bench", "--manifest-path", MANIFEST]))?;
-    sh::run(&mut cargo(&[
-        "run",
-        "--release",
-        "--manifest-path",
-        MANIFEST,
-        "--bin",
-        "faults",
-    ]))?;
+    for program in ["faults", "failovers"] {
+        let run = ["run", "--release", "--manifest-path", MANIFEST];
+        sh::run(cargo(&run).args(["--bin", program]))?;
+    }
     instructions(&server)
 }
 
