@@ -315,7 +315,8 @@ async fn a_channel_that_is_forbidden_ends_and_the_others_go_on() {
     let mut allow = async |channels: &[&str]| {
         let mut setuser = redis::cmd("ACL");
         setuser
-            .arg(&["SETUSER", "shop", "reset", "on", ">secret", "+@all", "~*"])
+            .arg(&["SETUSER", "shop", "reset", "resetchannels", "on", ">secret"])
+            .arg(&["+@all", "~*"])
             .arg(channels);
         let _: () = setuser.query_async(&mut admin).await.unwrap();
     };

@@ -279,12 +279,12 @@ impl Redis {
     }
 
     pub(crate) async fn publish(&self, channel: &str, frame: &[u8]) -> Result<(), Error> {
-        let call = match &self.inner.topology {
-            Topology::Cluster(cluster) if cluster.is_sharded() => {
-                Call::new("SPUBLISH", Class::AtMostOnce).key(channel)
-            }
-            _ => Call::new("PUBLISH", Class::AtMostOnce).arg(channel),
+        let name = match &self.inner.topology {
+            Topology::Cluster(cluster) if cluster.is_sharded() => "SPUBLISH",
+            _ => "PUBLISH",
         };
+        // Any node of an older cluster takes it, but two could pass it on in another order.
+        let call = Call::new(name, Class::AtMostOnce).key(channel);
         self.call(call.arg(frame), self.command_timeout())
             .await
             .map(drop)
