@@ -35,8 +35,8 @@
 //! Building succeeds, and so does everything that needs no answer. Every operation has a deadline
 //! and one of two classes:
 //!
-//! - *idempotent*: executing it twice does no harm. After a lost connection it is sent again on the
-//!   next one, inside its deadline.
+//! - *idempotent*: executing it twice does no harm. After a lost connection, and where no reply comes
+//!   within `REDIS_COMMAND_TIMEOUT`, it is sent again, inside its deadline.
 //! - *at most once*: it is never sent a second time. If its reply is late or lost the error is
 //!   [`ErrorKind::Ambiguous`]: it may have happened, once.
 //!

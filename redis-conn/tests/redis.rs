@@ -159,6 +159,61 @@ async fn a_lost_reply_of_an_idempotent_command_is_asked_for_again() {
 }
 
 #[tokio::test]
+async fn an_idempotent_command_is_sent_again_when_no_reply_comes_and_no_other_is() {
+    let server = RedisServer::builder().allow("+incr").start().await;
+    let proxy = FaultProxy::start(&server).await;
+    let config = config(&proxy.url()).into_builder().command_timeout(SHORT);
+    let backend = Backend::redis(config.lanes(1).build().unwrap()).unwrap();
+    backend.ready(LONG).await.unwrap();
+    let redis = redis(&backend);
+    redis.call(incr("tk:n"), LONG).await.unwrap();
+
+    // The connection stays, and says nothing any more.
+    proxy.set(silent_instead_of_reply("GET"));
+    let asked = tokio::spawn({
+        let redis = redis.clone();
+        async move { redis.call(get("tk:n"), LONG).await }
+    });
+    proxy.wait_for(|stats| stats.dropped_replies >= 1).await;
+    proxy.set(Fault::Pass);
+    assert_eq!(text(asked.await.unwrap().unwrap()), "1");
+
+    proxy.set(silent_instead_of_reply("INCR"));
+    let lost = redis.call(incr("tk:n"), 5 * SHORT).await.unwrap_err();
+    assert!(lost.is_ambiguous(), "{lost}");
+    assert_eq!(stored(&server, "tk:n").await, Some(2));
+}
+
+fn silent_instead_of_reply(command: &str) -> Fault {
+    Fault::DropReply {
+        matching: Matching::Command(command.into()),
+        after: AfterDrop::Stall,
+    }
+}
+
+/// No timeout tells, because nobody is in a hurry.
+#[tokio::test]
+async fn a_silent_connection_is_replaced_where_the_server_answers_on_another_one() {
+    let server = RedisServer::builder().allow("+incr").start().await;
+    let proxy = FaultProxy::start(&server).await;
+    let config = config(&proxy.url()).into_builder().command_timeout(LONG);
+    let backend = Backend::redis(config.lanes(1).build().unwrap()).unwrap();
+    backend.ready(LONG).await.unwrap();
+    let redis = redis(&backend);
+    redis.call(incr("tk:n"), LONG).await.unwrap();
+
+    proxy.blackhole_live();
+    let (read, written) = tokio::join!(
+        redis.call(get("tk:n"), LONG),
+        redis.call(incr("tk:n"), LONG)
+    );
+    assert_eq!(text(read.unwrap()), "1");
+    assert!(written.unwrap_err().is_ambiguous());
+    assert_eq!(stored(&server, "tk:n").await, Some(1));
+    assert_eq!(proxy.accepted(), 2);
+}
+
+#[tokio::test]
 async fn three_timeouts_without_a_reply_between_replace_the_connection() {
     let server = RedisServer::builder().allow("+incr").start().await;
     let proxy = FaultProxy::start(&server).await;
@@ -375,7 +430,7 @@ async fn a_server_that_became_a_replica_is_left_for_the_one_that_has_its_place()
     let redis = redis(&backend);
     replicate(&old, 1).await;
 
-    let refused = redis.call(incr("tk:n"), LONG).await.unwrap_err();
+    let refused = redis.call(incr("tk:n"), SHORT).await.unwrap_err();
     assert_eq!(
         *refused.kind(),
         ErrorKind::Unavailable,
@@ -387,11 +442,40 @@ async fn a_server_that_became_a_replica_is_left_for_the_one_that_has_its_place()
         "it goes on for those who read"
     );
 
+    // Whoever has the time waits for the successor, and each is executed once.
+    let mut writers = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let redis = redis.clone();
+        writers.spawn(async move { redis.call(incr("tk:n"), LONG).await });
+    }
+    let refused_before = refusals(&old).await;
+    until(async || refusals(&old).await > refused_before + 50).await;
+    assert_eq!(writers.len(), 50);
     proxy.lead_to(new.addr());
-    let resumed = async { while redis.call(incr("tk:n"), LONG).await.is_err() {} };
-    tokio::time::timeout(LONG, resumed).await.unwrap();
-    assert_eq!(stored(&new, "tk:n").await, Some(1));
+    for written in writers.join_all().await {
+        written.unwrap();
+    }
+    assert_eq!(stored(&new, "tk:n").await, Some(50));
     assert_eq!(stored(&old, "tk:n").await, None);
+}
+
+async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let holding = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let held = tokio::time::timeout(LONG, holding).await;
+    held.expect("it never holds");
+}
+
+/// How many commands the server has refused because it is a replica.
+async fn refusals(server: &RedisServer) -> u64 {
+    let stats = server.info("errorstats").await;
+    let readonly = stats.get("errorstat_READONLY");
+    readonly.map_or(0, |count| {
+        count.trim_start_matches("count=").parse().unwrap()
+    })
 }
 
 #[tokio::test]
@@ -838,7 +922,7 @@ async fn writes_to_a_replica_leave_its_readers_alone() {
     let id = || Call::new("CLIENT", Class::Idempotent).arg("ID");
     let before = redis.call(id(), LONG).await.unwrap();
     for _ in 0..5 {
-        let refused = redis.call(incr("tk:n"), LONG).await.unwrap_err();
+        let refused = redis.call(incr("tk:n"), SHORT).await.unwrap_err();
         assert_eq!(*refused.kind(), ErrorKind::Unavailable);
     }
     let after = redis.call(id(), LONG).await.unwrap();

@@ -100,7 +100,8 @@ impl ConfigBuilder {
         self
     }
 
-    /// The deadline of operations that have no tighter one of their own; 5 s if not set.
+    /// The deadline of operations that have no tighter one of their own, and how long an idempotent one waits for a reply before it
+    /// is sent again, if its deadline allows; 5 s if not set.
     pub fn command_timeout(mut self, timeout: Duration) -> Self {
         self.config.command_timeout = timeout;
         self

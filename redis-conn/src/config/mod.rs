@@ -317,7 +317,7 @@ impl Config {
         self.dial_timeout
     }
 
-    /// The deadline of operations that have no tighter one of their own.
+    /// The deadline of operations that have no tighter one of their own, and how long an idempotent one waits before it is sent again.
     pub fn command_timeout(&self) -> Duration {
         self.command_timeout
     }

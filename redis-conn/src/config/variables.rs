@@ -204,7 +204,7 @@ table! {
             "how long a required server may take until it first answers";
             check::TIMEOUT; Default("10s")
         REDIS_COMMAND_TIMEOUT = "REDIS_COMMAND_TIMEOUT", Server, Open:
-            "deadline of operations that have no tighter one";
+            "deadline of operations that have no tighter one, and how long an idempotent one waits before it is sent again";
             check::TIMEOUT; Default("5s")
         REDIS_ENABLE_READY_CHECK = "REDIS_ENABLE_READY_CHECK", Server, Open:
             "whether to wait until a server has loaded its data and its cluster is up";
@@ -213,7 +213,7 @@ table! {
             "how long that may take before it is an error";
             check::TIMEOUT; Default("10s")
         REDIS_MAX_RETRIES_PER_REQUEST = "REDIS_MAX_RETRIES_PER_REQUEST", Server, Open:
-            "how many times an idempotent call is sent again";
+            "how many times a call is sent again that may be: it is idempotent, or was not executed";
             check::RETRIES; Default("3")
         REDIS_ENABLE_OFFLINE_QUEUE = "REDIS_ENABLE_OFFLINE_QUEUE", Server, Open:
             "whether calls wait, inside their deadline, while there is no connection";

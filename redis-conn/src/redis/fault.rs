@@ -95,6 +95,8 @@ pub(super) enum Again {
 pub(super) enum Pause {
     /// Another server takes over.
     Failover,
+    /// Another server has taken over, and is looked for.
+    Rediscovery,
     /// Slots are without a server.
     ClusterDown,
     /// A slot is on its way.
@@ -133,12 +135,12 @@ impl Fault {
     /// The table. `NoScript` is answered where the text of the script is known.
     #[rustfmt::skip]
     pub(super) fn row(self) -> Row {
-        use self::{Again::{After, Follow, Never, Now}, Pause::{Backoff, Failover, Loading}, Verdict::{Keep, Misplaced, Replace, Suspect}};
+        use self::{Again::{After, Follow, Never, Now}, Pause::{Backoff, Failover, Loading, Rediscovery}, Verdict::{Keep, Misplaced, Replace, Suspect}};
         let (blame, connection, idempotent, at_most_once) = match self {
             Self::Away        => (Blame::Hard,    Replace,   After(Failover),           After(Failover)),
             Self::Lost        => (Blame::Hard,    Replace,   Now,                       Never),
             Self::Credentials => (Blame::None,    Replace,   Never,                     Never),
-            Self::Timeout     => (Blame::Failure, Suspect,   Never,                     Never),
+            Self::Timeout     => (Blame::Failure, Suspect,   Now,                       Never),
             Self::Saturated   => (Blame::None,    Keep,      Never,                     Never),
             Self::Closed      => (Blame::None,    Keep,      Never,                     Never),
             Self::MaxClients  => (Blame::Hard,    Replace,   After(Backoff),            After(Backoff)),
@@ -148,7 +150,7 @@ impl Fault {
             Self::TryAgain    => (Blame::None,    Keep,      After(Pause::TryAgain),    After(Pause::TryAgain)),
             Self::Moved       => (Blame::None,    Keep,      Follow,                    Follow),
             Self::Ask         => (Blame::None,    Keep,      Follow,                    Follow),
-            Self::ReadOnly    => (Blame::Failure, Misplaced, After(Failover),           After(Failover)),
+            Self::ReadOnly    => (Blame::Failure, Misplaced, After(Rediscovery),        After(Rediscovery)),
             Self::Busy        => (Blame::Failure, Keep,      After(Backoff),            Never),
             Self::NoScript | Self::OutOfMemory | Self::NoReplicas | Self::Misconf | Self::Refused
                               => (Blame::None,    Keep,      Never,                     Never),
@@ -250,14 +252,15 @@ impl Failure {
 
     /// What the server answered to a command: it was refused, so it was not executed.
     pub(super) fn of_answer(answer: &ServerError) -> Self {
-        let fault = Fault::answered(answer.code());
+        let code = in_script(answer).unwrap_or(answer.code());
+        let fault = Fault::answered(code);
         let redirect = match fault {
             Fault::Moved | Fault::Ask => Redirect::parse(fault, answer.details()).map(Box::new),
             _ => None,
         };
         Self {
             fault,
-            error: refusal(fault, answer.code()),
+            error: refusal(fault, code),
             redirect,
         }
     }
@@ -278,7 +281,7 @@ impl Failure {
     /// No reply to a command of this class that was sent.
     pub(super) fn late(class: Class) -> Self {
         let error = match class {
-            Class::Idempotent => Error::new(ErrorKind::Timeout, "no reply before the deadline"),
+            Class::Idempotent => Error::new(ErrorKind::Timeout, "no reply in time"),
             Class::AtMostOnce => Error::new(
                 ErrorKind::Ambiguous,
                 "no reply before the deadline; the command may have been executed",
@@ -286,6 +289,15 @@ impl Failure {
         };
         Self::new(Fault::Timeout, error)
     }
+}
+
+/// The code that a command was refused with inside of a script. Before Redis 7 it is wrapped in an `ERR`:
+/// `ERR Error running script (call to f_<sha1>): @user_script:1: @user_script: 1: -READONLY You can't write ...`.
+fn in_script(answer: &ServerError) -> Option<&str> {
+    let told = answer.details().filter(|_| answer.code() == "ERR")?;
+    let error = told.strip_prefix("Error running script (call to f_")?;
+    let (_, refusal) = error.split_once(": -")?;
+    refusal.split(' ').next()
 }
 
 fn refused_dial(code: &str, detail: Option<&str>) -> Failure {

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use ::redis::{Cmd, Value};
@@ -20,13 +21,15 @@ use super::{
     greeting::Version,
     link::Link,
 };
-use crate::{Error, ErrorKind};
+use crate::{Config, Error, ErrorKind};
 
 /// Commands of all callers share the connection of a lane; the supervisor replaces it when it fails.
 pub(super) struct Lane {
     phase: watch::Sender<Phase>,
     in_flight: AtomicUsize,
     max_in_flight: usize,
+    /// How long an idempotent command waits for its reply before it is sent again.
+    patience: Duration,
     /// Whether callers wait while there is no connection, instead of failing at once.
     queues: bool,
     /// Somebody waits for `idle`; before that nobody need be told.
@@ -60,12 +63,13 @@ pub(super) struct Attempt<'a> {
 }
 
 impl Lane {
-    pub(super) fn new(max_in_flight: usize, queues: bool) -> Self {
+    pub(super) fn new(config: &Config) -> Self {
         Self {
             phase: watch::Sender::new(Phase::Dialing),
             in_flight: AtomicUsize::new(0),
-            max_in_flight,
-            queues,
+            max_in_flight: config.max_in_flight(),
+            patience: config.command_timeout(),
+            queues: config.offline_queue(),
             closing: AtomicBool::new(false),
             idle: Notify::new(),
             wanted: Notify::new(),
@@ -122,7 +126,11 @@ impl Lane {
         let link = self.link(attempt.deadline).await?;
         let sent = Instant::now();
         let sending = link.send(attempt.command, attempt.asking);
-        let failure = match timeout_at(attempt.deadline, sending).await {
+        let until = match attempt.class {
+            Class::Idempotent => attempt.deadline.min(sent + self.patience),
+            Class::AtMostOnce => attempt.deadline,
+        };
+        let failure = match timeout_at(until, sending).await {
             Ok(Ok(Value::ServerError(answer))) => Failure::of_answer(&answer),
             Ok(Ok(reply)) => return Ok(reply),
             Ok(Err(error)) => Failure::lost(attempt.class, error),

@@ -190,16 +190,14 @@ impl Redis {
         let mut retries = Retries::new(config, call.class, deadline, elsewhere);
         let mut failure = first;
         loop {
-            let redirect = match retries.after(&failure) {
+            let (redirect, pause) = match retries.after(&failure) {
                 Next::Fail => return Err(failure.error),
-                Next::Follow(redirect) => Some(redirect),
-                Next::After(pause) => {
-                    if !pause.is_zero() {
-                        sleep(pause).await;
-                    }
-                    None
-                }
+                Next::Follow(redirect, pause) => (Some(redirect), pause),
+                Next::After(pause) => (None, pause),
             };
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
             failure = match self.attempt(call, redirect, deadline).await {
                 Ok(reply) => return Ok(reply),
                 Err(failure) => failure,

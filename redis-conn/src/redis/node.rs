@@ -45,7 +45,7 @@ impl Node {
             Purpose::Lane => config.lanes().unwrap_or_else(default_lanes),
             _ => 1,
         };
-        let lane = || Arc::new(Lane::new(config.max_in_flight(), config.offline_queue()));
+        let lane = || Arc::new(Lane::new(config));
         let lanes: Box<[_]> = (0..count).map(|_| lane()).collect();
         let retired = CancellationToken::new();
         for lane in &lanes {

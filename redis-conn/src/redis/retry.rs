@@ -12,6 +12,8 @@ use super::{
 use crate::{Config, random::jitter};
 
 const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// A key is found by so many redirections in a cluster that agrees; who is sent on more often waits until it does.
+const AT_ONCE: u32 = 3;
 const LOADING: Duration = Duration::from_millis(100);
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
 const LONGEST_BACKOFF: Duration = Duration::from_millis(300);
@@ -36,7 +38,7 @@ pub(super) enum Next {
     Fail,
     /// The same once more, wherever its key is then.
     After(Duration),
-    Follow(Box<Redirect>),
+    Follow(Box<Redirect>, Duration),
 }
 
 impl<'a> Retries<'a> {
@@ -60,10 +62,18 @@ impl<'a> Retries<'a> {
     pub(super) fn after(&mut self, failure: &Failure) -> Next {
         match failure.fault.again(self.class) {
             Again::Never => Next::Fail,
-            Again::Now if self.retry() => Next::After(Duration::ZERO),
+            Again::Now if self.retry() && self.is_in_time(Duration::ZERO) => {
+                Next::After(Duration::ZERO)
+            }
             Again::Now => Next::Fail,
             Again::Follow => match &failure.redirect {
-                Some(redirect) if self.redirect() => Next::Follow(redirect.clone()),
+                Some(redirect) if self.redirect() => {
+                    let pause = match self.redirections {
+                        ..=AT_ONCE => Duration::ZERO,
+                        _ => TRY_AGAIN,
+                    };
+                    Next::Follow(redirect.clone(), pause)
+                }
                 _ => Next::Fail,
             },
             // Nobody takes the place of a server that is alone: those who can do without it must not wait.
@@ -79,14 +89,18 @@ impl<'a> Retries<'a> {
             Pause::TryAgain => (self.redirect(), TRY_AGAIN),
             // Bounded by the deadline: how long it takes is known to nobody.
             Pause::Loading => (true, LOADING),
+            Pause::Rediscovery => (true, self.config.retry_delay_on_failover()),
             Pause::Backoff => (self.retry(), self.next_backoff()),
         };
-        let in_time = Instant::now() + length < self.deadline;
-        if allowed && in_time {
+        if allowed && self.is_in_time(length) {
             Next::After(length)
         } else {
             Next::Fail
         }
+    }
+
+    fn is_in_time(&self, pause: Duration) -> bool {
+        Instant::now() + pause < self.deadline
     }
 
     fn redirect(&mut self) -> bool {

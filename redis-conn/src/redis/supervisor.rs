@@ -1,6 +1,6 @@
 //! Keeps one lane connected for as long as its node lives.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,9 @@ const REDISCOVER: Duration = Duration::from_millis(250);
 /// No reply for so long, while some are due, is a reason to ask others about the server.
 const SILENCE: Duration = Duration::from_millis(500);
 
+/// So many times as long is a reason to ask the server itself, on another connection.
+const LONG_SILENCE: u32 = 6;
+
 /// Everything that the supervisor of one lane needs.
 #[derive(Debug)]
 pub(super) struct Supervisor {
@@ -55,12 +58,15 @@ enum End {
 }
 
 impl Supervisor {
-    pub(super) async fn run(self) {
-        // Also when the runtime ends and drops this task: later calls must not wait for a connection that nobody makes.
+    pub(super) fn run(self) -> impl Future<Output = ()> {
+        // Also when the runtime ends and drops this task, even before its first step: later calls must not wait for a connection
+        // that nobody makes.
         let supervisor = Closing(self);
-        tokio::select! {
-            () = supervisor.0.keep_connected() => {}
-            () = supervisor.0.ended() => {}
+        async move {
+            tokio::select! {
+                () = supervisor.0.keep_connected() => {}
+                () = supervisor.0.ended() => {}
+            }
         }
     }
 
@@ -75,7 +81,11 @@ impl Supervisor {
                 }
             }
             () = self.retired.cancelled() => {
-                let _ = tokio::time::timeout(LINGER, self.lane.idle()).await;
+                tokio::select! {
+                    () = context.aborted.cancelled() => {}
+                    () = self.lane.idle() => {}
+                    () = sleep(LINGER) => {}
+                }
             }
         }
     }
@@ -168,7 +178,7 @@ impl Supervisor {
             () = link.condemned() => End::Lost(link.age()),
             () = self.target.left(&endpoint) => End::Left,
             successor = self.successor(&link) => End::Replaced(Box::new(successor)),
-            () = self.watch_silence(&link) => End::Lost(link.age()),
+            successor = self.watch_silence(&link) => End::Replaced(Box::new(successor)),
         };
         match end {
             End::Lost(_) => self.enter(Phase::Dialing),
@@ -186,6 +196,8 @@ impl Supervisor {
     async fn successor(&self, link: &Link) -> Found {
         loop {
             link.misplaced().await;
+            // A server that says it takes writes and refuses them is found again and again.
+            sleep(REDISCOVER.saturating_sub(link.age())).await;
             self.target.doubt();
             if !self.target.may_lead_elsewhere() {
                 continue;
@@ -202,29 +214,40 @@ impl Supervisor {
         }
     }
 
-    /// Tells of a server that owes replies and says nothing. Never ends.
-    async fn watch_silence(&self, link: &Link) {
+    /// Tells of a server that owes replies and says nothing. Ends with another connection, if the silence lasts and the server
+    /// answers on that: one that is busy or stopped answers on none, and what waits for it goes on waiting.
+    async fn watch_silence(&self, link: &Link) -> Found {
         let mut ticks = interval_at(Instant::now() + SILENCE, SILENCE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut waited = false;
+        let mut silent = 0;
         loop {
             ticks.tick().await;
             let heard = link.take_heard();
             let waits = self.lane.in_flight() > 0;
-            if waits && waited && !heard {
+            silent = if waits && !heard { silent + 1 } else { 0 };
+            if silent > 1 {
                 self.target.doubt();
             }
-            waited = waits;
+            if silent > LONG_SILENCE
+                && let Ok(found) = self.dial().await
+            {
+                if !link.take_heard() {
+                    event!(warn, "a connection is silent, and another one is not");
+                    return found;
+                }
+                silent = 0;
+            }
         }
     }
 
     /// Lets what is in flight end over a connection that nobody uses any more.
-    fn linger(&self, mut connection: Connection) {
-        let closed = self.context.closed.clone();
+    fn linger(&self, connection: Connection) {
+        let aborted = self.context.aborted.clone();
+        let Connection { mut driver, .. } = connection;
         let lingering = async move {
             tokio::select! {
-                _ = &mut connection.driver => {}
-                () = closed.cancelled() => {}
+                _ = &mut driver => {}
+                () = aborted.cancelled() => {}
                 () = sleep(LINGER) => {}
             }
         };
@@ -245,9 +268,12 @@ struct Closing(Supervisor);
 impl Drop for Closing {
     fn drop(&mut self) {
         let supervisor = &self.0;
-        supervisor.enter(Phase::Closed);
         if supervisor.retired.is_cancelled() {
+            // Nobody need see that it is out: it is not missed.
+            supervisor.lane.enter(Phase::Closed);
             supervisor.context.board.remove(supervisor.light);
+        } else {
+            supervisor.enter(Phase::Closed);
         }
     }
 }
