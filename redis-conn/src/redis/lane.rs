@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -125,7 +126,8 @@ impl Lane {
         let _slot = self.admit()?;
         let link = self.link(attempt.deadline).await?;
         let sent = Instant::now();
-        let sending = link.send(attempt.command, attempt.asking);
+        // In its place, because it is large: as a value it would be copied into the timeout, and again.
+        let sending = pin!(link.send(attempt.command, attempt.asking));
         let until = match attempt.class {
             Class::Idempotent => attempt.deadline.min(sent + self.patience),
             Class::AtMostOnce => attempt.deadline,

@@ -62,13 +62,11 @@ impl Link {
     /// Sends a command. After `ASKING`, without anything between the two, if the slot of its key is on its way to this node.
     pub(super) async fn send(&self, command: &Cmd, asking: bool) -> RedisResult<Value> {
         let mut commands = self.commands.clone();
-        if !asking {
-            return commands.send_packed_command(command).await;
+        match asking {
+            false => commands.send_packed_command(command).await,
+            // In a box, so that the others do not carry the room for it.
+            true => Box::pin(send_asking(commands, command)).await,
         }
-        let mut pair = Pipeline::with_capacity(2);
-        pair.cmd("ASKING").add_command(command.clone());
-        let mut answers = commands.send_packed_commands(&pair, 1, 1).await?;
-        Ok(answers.pop().unwrap_or(Value::Nil))
     }
 
     /// Has the connection replaced; its other callers fail when it is dropped.
@@ -144,6 +142,13 @@ impl Link {
             self.condemn();
         }
     }
+}
+
+async fn send_asking(mut commands: MultiplexedConnection, command: &Cmd) -> RedisResult<Value> {
+    let mut pair = Pipeline::with_capacity(2);
+    pair.cmd("ASKING").add_command(command.clone());
+    let mut answers = commands.send_packed_commands(&pair, 1, 1).await?;
+    Ok(answers.pop().unwrap_or(Value::Nil))
 }
 
 impl fmt::Debug for Link {

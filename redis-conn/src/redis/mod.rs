@@ -24,7 +24,7 @@ mod telemetry;
 #[cfg(feature = "tls")]
 mod tls;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
@@ -167,7 +167,7 @@ impl Redis {
     ///
     /// A dropped call may have been executed. No reply ever reaches another caller.
     pub async fn call(&self, call: Call, deadline: Duration) -> Result<Reply, Error> {
-        let calling = self.answer(&call, deadline::after(deadline));
+        let calling = pin!(self.answer(&call, deadline::after(deadline)));
         self.inner.context.telemetry.observe(&call, calling).await
     }
 
@@ -178,7 +178,8 @@ impl Redis {
         }
         match self.attempt(call, None, deadline).await {
             Ok(reply) => Ok(reply),
-            Err(failure) => self.retry(call, failure, deadline).await,
+            // In a box, so that a call which succeeds does not carry the room for all that.
+            Err(failure) => Box::pin(self.retry(call, failure, deadline)).await,
         }
     }
 
