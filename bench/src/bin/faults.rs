@@ -10,7 +10,7 @@ use redis_conn::{
     Backend, Config, Endpoint,
     raw::{Call, Class, Engine, Redis},
 };
-use testkit::{Fault, FaultProxy, RedisCluster, RedisServer};
+use testkit::{Fault, FaultProxy, PASSWORD, RedisCluster, RedisServer, USER};
 use tower_ratelimit_redis::{Limiter, Policy, Source};
 
 const ROUNDS: usize = 20;
@@ -42,7 +42,8 @@ async fn main() {
     let owner = cluster.primary_of(RedisCluster::slot_of(KEY)).await;
     let nodes = cluster.addrs().into_iter();
     let nodes = nodes.map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port()));
-    let sharded = Config::cluster(nodes).build().expect("a configuration");
+    let sharded = Config::cluster(nodes).username(USER).password(PASSWORD);
+    let sharded = sharded.build().expect("a configuration");
     let proxy = cluster.proxy(owner);
     black_hole("lane in a black hole, one of three shards", sharded, proxy).await;
 }
