@@ -120,6 +120,8 @@ struct Tally {
 impl Traffic {
     const PER_SECOND: u64 = 200;
     const DEADLINE: Duration = Duration::from_millis(400);
+    /// What is promised is 50 ms; longer than this is a caller that hangs.
+    const BEYOND: Duration = Duration::from_secs(2);
 
     fn start(redis: &Redis, key: &str) -> Self {
         let (stop, tally) = (CancellationToken::new(), Arc::<Tally>::default());
@@ -149,23 +151,28 @@ impl Traffic {
 
     async fn stop(self) -> Arc<Tally> {
         self.stop.cancel();
-        self.task.await.unwrap();
+        let ended = timeout(LONG, self.task).await;
+        ended.expect("the calls end").unwrap();
         self.tally
     }
 }
 
 impl Tally {
     async fn call(&self, redis: &Redis, key: &str, class: Class) {
-        let failed = match class {
-            Class::Idempotent => redis.call(get(key), Traffic::DEADLINE).await.err(),
-            Class::AtMostOnce => match count(redis, key, Traffic::DEADLINE).await {
-                Ok(_) => {
-                    self.counted.fetch_add(1, Ordering::Relaxed);
-                    None
-                }
-                Err(error) => Some(error),
-            },
+        let called = async {
+            match class {
+                Class::Idempotent => redis.call(get(key), Traffic::DEADLINE).await.err(),
+                Class::AtMostOnce => match count(redis, key, Traffic::DEADLINE).await {
+                    Ok(_) => {
+                        self.counted.fetch_add(1, Ordering::Relaxed);
+                        None
+                    }
+                    Err(error) => Some(error),
+                },
+            }
         };
+        let bounded = timeout(Traffic::DEADLINE + Traffic::BEYOND, called).await;
+        let failed = bounded.expect("a caller waits beyond its deadline");
         let counter = match failed.as_ref().map(Error::kind) {
             None => &self.answered,
             // Also where the lane was being connected to, and nothing had been sent.
