@@ -66,23 +66,28 @@ pub(super) fn named_files_exist(sources: &Sources) -> Vec<Finding> {
     findings
 }
 
-/// A number that looks like a port, and that no server listens on: every number of four or five digits
-/// in a compose file.
+/// A port that the code does not know: in a directive, and every number of four or five digits in a compose file or in a text.
 pub(super) fn ports_are_known(sources: &Sources) -> Vec<Finding> {
-    let mut known: BTreeSet<&str> = BTreeSet::new();
-    for source in deployed(sources).filter(|source| source.is("conf")) {
-        known.extend(uncommented(source).filter_map(|(_, text)| text.strip_prefix("port ")));
-    }
     let tables: Vec<String> = TABLES.iter().map(|file| code_of(sources, file)).collect();
-    known.extend(tables.iter().flat_map(|table| numbers(table)));
+    let known: BTreeSet<&str> = tables
+        .iter()
+        .flat_map(|table| default_ports(table))
+        .collect();
     let mut findings = Vec::new();
-    for source in deployed(sources).filter(|source| is_compose(source)) {
+    for source in deployed(sources) {
         for (line, text) in uncommented(source) {
-            for port in numbers(text).filter(|port| !known.contains(port)) {
+            let named: Vec<&str> = if is_compose(source) || source.is("md") {
+                numbers(text).collect()
+            } else if source.is("conf") {
+                listened(text).into_iter().collect()
+            } else {
+                Vec::new()
+            };
+            for port in named.into_iter().filter(|port| !known.contains(port)) {
                 findings.push(finding(
                     source,
                     line,
-                    &format!("nothing listens on port {port}"),
+                    &format!("no code knows the port {port}"),
                 ));
             }
         }
@@ -149,6 +154,15 @@ fn included(text: &str) -> Option<&str> {
         .then(|| file.trim().trim_matches('"'))
 }
 
+/// The port that a directive names.
+fn listened(text: &str) -> Option<&str> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    match words[..] {
+        ["port", port] | ["sentinel", "monitor", _, _, port, _] => Some(port),
+        _ => None,
+    }
+}
+
 /// The name in `NAME=value`, `NAME: value` and `- NAME=value`.
 fn variable(text: &str) -> Option<&str> {
     let text = text.trim().trim_start_matches("- ");
@@ -201,6 +215,14 @@ fn code_of(sources: &Sources, file: &str) -> String {
     code::without_tests(text).to_owned()
 }
 
+/// The ports in a table of variables: what they are where nothing is set, which no example is.
+fn default_ports(table: &str) -> impl Iterator<Item = &str> {
+    let lines = table.lines().filter(|line| line.contains("PORT"));
+    lines
+        .filter(|line| !line.contains("Example("))
+        .flat_map(numbers)
+}
+
 /// The numbers of four or five digits, each standing alone.
 fn numbers(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
@@ -223,12 +245,14 @@ mod tests {
 
     const TABLE: (&str, &str) = (
         "redis-conn/src/config/variables.rs",
-        "const A: V = open(\"REDIS_HOST\", X, \"6379\");\nnumbered(\n    \"REDIS_NODE{n}_HOST\", H);\n\
+        "const A: V = open(\"REDIS_HOST\", X, Example(\"h:7000\"));\nconst B: V = open(\"REDIS_PORT\",\n    \
+         check::PORT; Default(\"6379\"));\nopen(\"REDIS_SENTINEL{n}_PORT\", check::PORT; Default(\"26379\"));\n\
+         numbered(\n    \"REDIS_NODE{n}_HOST\", H);\n\
          refused(\"REDIS_PARTITIONS\", false);\n#[cfg(test)]\nmod tests { \"REDIS_TEST\" }\n",
     );
     const SHOWCASE: (&str, &str) = (
         "examples/showcase/src/settings.rs",
-        "reader.number(\"PORT\", 3000, 0..=u16::MAX);\n",
+        "reader.number(\"PORT\", 3000, 0..=u16::MAX);\nconst LONGEST: u64 = 1234;\n",
     );
 
     fn found(rule: fn(&Sources) -> Vec<Finding>, files: &[(&str, &str)]) -> Vec<String> {
@@ -278,18 +302,29 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_nothing_listens_on_is_found() {
-        let conf = "port 26379\n# port 1234\n";
-        let compose = "- \"127.0.0.1:6379:6379\"\n- \"3000:3001\"\n# 9999\ntest: redis-cli -p 26379\n\
-                       ports: [\"1234\"]\nsubnet: 172.30.1.0/24\n";
+    fn a_port_that_the_code_does_not_know_is_found() {
+        let conf = "port 26379\n# port 1234\nport 6380\nsentinel monitor main 127.0.0.1 6379 2\n\
+                    sentinel monitor other 127.0.0.1 6381 2\nsentinel down-after-milliseconds main 5000\n";
+        let compose = "- \"127.0.0.1:6379:6379\"\n- \"3000:3001\"\n# 9999\ntest: redis-cli -p 6380\n\
+                       ports: [\"1234\"]\nsubnet: 172.30.1.0/24\nREDIS_NODES: 172.30.1.1:7000\n";
+        let readme = "One server, on port 6379.\n`redis-cli -p 6378`, at noon of 24 h\n";
         assert_eq!(
             found(
                 ports_are_known,
-                &[("deploy/c.yaml", compose), ("deploy/s.conf", conf)]
+                &[
+                    ("deploy/README.md", readme),
+                    ("deploy/c.yaml", compose),
+                    ("deploy/s.conf", conf)
+                ]
             ),
             [
-                "deploy/c.yaml:2: nothing listens on port 3001 (deploy)",
-                "deploy/c.yaml:5: nothing listens on port 1234 (deploy)",
+                "deploy/README.md:2: no code knows the port 6378 (deploy)",
+                "deploy/c.yaml:2: no code knows the port 3001 (deploy)",
+                "deploy/c.yaml:4: no code knows the port 6380 (deploy)",
+                "deploy/c.yaml:5: no code knows the port 1234 (deploy)",
+                "deploy/c.yaml:7: no code knows the port 7000 (deploy)",
+                "deploy/s.conf:3: no code knows the port 6380 (deploy)",
+                "deploy/s.conf:5: no code knows the port 6381 (deploy)",
             ]
         );
     }
