@@ -14,19 +14,28 @@ const TABLES: &[&str] = &[
     "examples/showcase/src/settings.rs",
 ];
 
-/// A variable in an environment file or under `environment:` that nothing would read.
+/// A variable that nothing would read: in an environment file, under `environment:`, or in a text.
 pub(super) fn variables_are_known(sources: &Sources) -> Vec<Finding> {
     let known = known_variables(sources);
     let mut findings = Vec::new();
-    for source in deployed(sources).filter(|source| source.is("env") || is_compose(source)) {
+    for source in deployed(sources) {
         for (line, text) in (1..).zip(source.text.lines()) {
-            // In an environment file a variable stays one while it is commented out.
-            let text = if source.is("env") {
-                text.trim_start_matches(['#', ' '])
+            let named: Vec<&str> = if is_compose(source) {
+                variable(text).into_iter().collect()
+            } else if source.is("env") {
+                // A variable stays one while it is commented out.
+                variable(text.trim_start_matches(['#', ' ']))
+                    .into_iter()
+                    .collect()
+            } else if source.is("md") {
+                words(text)
+                    .filter(|word| word.starts_with("REDIS_"))
+                    .collect()
             } else {
-                text
+                Vec::new()
             };
-            let unknown = variable(text)
+            let unknown = named
+                .into_iter()
                 .filter(|name| !FOREIGN.contains(name))
                 .filter(|name| !known.contains(&unnumbered(name)));
             findings.extend(unknown.map(|name| {
@@ -44,12 +53,12 @@ pub(super) fn variables_are_known(sources: &Sources) -> Vec<Finding> {
 /// Variables of other programs.
 const FOREIGN: &[&str] = &["REDISCLI_AUTH"];
 
-/// A file that a compose file or a directive names, which is not in deploy/.
+/// A file that a compose file, a directive or a text names, which is not in deploy/.
 pub(super) fn named_files_exist(sources: &Sources) -> Vec<Finding> {
     let mut findings = Vec::new();
     for source in deployed(sources) {
         for (line, text) in uncommented(source) {
-            let named: Vec<&str> = if is_compose(source) {
+            let named: Vec<&str> = if is_compose(source) || source.is("md") {
                 words(text).filter(|word| is_file(word)).collect()
             } else if source.is("conf") {
                 included(text).into_iter().collect()
@@ -66,7 +75,8 @@ pub(super) fn named_files_exist(sources: &Sources) -> Vec<Finding> {
     findings
 }
 
-/// A port that the code does not know: in a directive, and every number of four or five digits in a compose file or in a text.
+/// A port that the code does not know: in a directive, a variable, and every number of four or five digits in a compose file or in
+/// a text.
 pub(super) fn ports_are_known(sources: &Sources) -> Vec<Finding> {
     let tables: Vec<String> = TABLES.iter().map(|file| code_of(sources, file)).collect();
     let known: BTreeSet<&str> = tables
@@ -75,11 +85,15 @@ pub(super) fn ports_are_known(sources: &Sources) -> Vec<Finding> {
         .collect();
     let mut findings = Vec::new();
     for source in deployed(sources) {
-        for (line, text) in uncommented(source) {
+        let text = (1..).zip(source.text.lines().map(str::trim));
+        // In an environment file a variable stays one while it is commented out.
+        for (line, text) in text.filter(|(_, text)| source.is("env") || !text.starts_with('#')) {
             let named: Vec<&str> = if is_compose(source) || source.is("md") {
                 numbers(text).collect()
             } else if source.is("conf") {
                 listened(text).into_iter().collect()
+            } else if source.is("env") {
+                assigned(text).into_iter().collect()
             } else {
                 Vec::new()
             };
@@ -129,7 +143,10 @@ fn is_compose(source: &Source) -> bool {
 
 fn is_file(word: &str) -> bool {
     let kinds = [".conf", ".acl", ".env", ".yaml"];
-    kinds.iter().any(|kind| word.ends_with(kind))
+    // What is left of `*.conf` names no file.
+    kinds
+        .iter()
+        .any(|kind| word.ends_with(kind) && word != *kind)
 }
 
 fn base(path: &str) -> &str {
@@ -161,6 +178,12 @@ fn listened(text: &str) -> Option<&str> {
         ["port", port] | ["sentinel", "monitor", _, _, port, _] => Some(port),
         _ => None,
     }
+}
+
+/// The port that a variable is set to.
+fn assigned(text: &str) -> Option<&str> {
+    let (name, value) = text.trim_start_matches(['#', ' ']).split_once('=')?;
+    (is_variable(name) && name.ends_with("PORT")).then_some(value)
 }
 
 /// The name in `NAME=value`, `NAME: value` and `- NAME=value`.
@@ -281,19 +304,30 @@ mod tests {
                 "deploy/compose.yaml:5: no code reads the variable `REDIS_TEST` (deploy)",
             ]
         );
+        let readme = "Set `REDIS_HOST`, or REDIS_HOTS=a.\nSay `ACL SETUSER`.\n";
+        assert_eq!(
+            found(variables_are_known, &[("deploy/README.md", readme)]),
+            ["deploy/README.md:1: no code reads the variable `REDIS_HOTS` (deploy)"]
+        );
     }
 
     #[test]
     fn a_file_that_is_named_and_missing_is_found() {
         let compose = "- ./redis.conf:/etc/towerkeep/redis.conf:ro\n# other.conf\nenv_file: ./a.env\n\
                        command: cp /etc/towerkeep/* . && redis-server gone.conf\n";
+        let readme = "| `redis.conf` | for *.conf |\nthe base is `base.conf`\n";
         let conf = "include redis.conf\n# include other.conf\naclfile users.acl\ncluster-config-file nodes.conf\n";
         assert_eq!(
             found(
                 named_files_exist,
-                &[("deploy/c.yaml", compose), ("deploy/redis.conf", conf)]
+                &[
+                    ("deploy/README.md", readme),
+                    ("deploy/c.yaml", compose),
+                    ("deploy/redis.conf", conf)
+                ]
             ),
             [
+                "deploy/README.md:2: deploy/base.conf is missing (deploy)",
                 "deploy/c.yaml:3: deploy/a.env is missing (deploy)",
                 "deploy/c.yaml:4: deploy/gone.conf is missing (deploy)",
                 "deploy/redis.conf:3: deploy/users.acl is missing (deploy)",
@@ -307,18 +341,21 @@ mod tests {
                     sentinel monitor other 127.0.0.1 6381 2\nsentinel down-after-milliseconds main 5000\n";
         let compose = "- \"127.0.0.1:6379:6379\"\n- \"3000:3001\"\n# 9999\ntest: redis-cli -p 6380\n\
                        ports: [\"1234\"]\nsubnet: 172.30.1.0/24\nREDIS_NODES: 172.30.1.1:7000\n";
+        let env = "# a port such as 1234\n#REDIS_PORT=6379\n#REDIS_SENTINEL1_PORT=26380\nREDIS_NODES=a:7000\n";
         let readme = "One server, on port 6379.\n`redis-cli -p 6378`, at noon of 24 h\n";
         assert_eq!(
             found(
                 ports_are_known,
                 &[
                     ("deploy/README.md", readme),
+                    ("deploy/a.env", env),
                     ("deploy/c.yaml", compose),
                     ("deploy/s.conf", conf)
                 ]
             ),
             [
                 "deploy/README.md:2: no code knows the port 6378 (deploy)",
+                "deploy/a.env:3: no code knows the port 26380 (deploy)",
                 "deploy/c.yaml:2: no code knows the port 3001 (deploy)",
                 "deploy/c.yaml:4: no code knows the port 6380 (deploy)",
                 "deploy/c.yaml:5: no code knows the port 1234 (deploy)",
