@@ -108,6 +108,7 @@ async fn the_json_key_for_key() {
                 "topology": "single",
                 "state": "connected",
                 "masterRunId": run_id,
+                "epoch": null,
                 "lanes": 1,
                 "inFlight": 0,
                 "pool": { "size": 0, "idle": 0, "waiting": 0 },
@@ -130,7 +131,9 @@ async fn the_json_key_for_key() {
 
     // Everybody may see the public form.
     let public = backend.health();
-    assert!(public.checks[0].details.as_ref().unwrap().nodes.is_none());
+    let mut without_nodes = expected;
+    without_nodes["checks"][0]["details"]["nodes"] = Value::Null;
+    assert_eq!(golden(&public), without_nodes);
     let text = serde_json::to_string(&public).unwrap();
     assert!(!text.contains(&server.port().to_string()), "{text}");
     assert_eq!(public.http_status(), 200);
@@ -138,8 +141,46 @@ async fn the_json_key_for_key() {
     let summary = serde_json::to_value(health.summary()).unwrap();
     assert_eq!(summary["redis"]["connected"], true);
     assert!(summary["redis"]["latency"].is_number());
-    let keys: Vec<_> = summary.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["overall", "redis"]);
+    assert_eq!(keys(&summary), ["cache", "overall", "redis", "sessions"]);
+    let memory = Backend::memory().health().summary();
+    assert_eq!(
+        serde_json::to_value(memory).unwrap(),
+        json!({ "redis": null, "cache": null, "sessions": null, "overall": "healthy" })
+    );
+}
+
+fn keys(json: &Value) -> Vec<&str> {
+    json.as_object().unwrap().keys().map(|key| &**key).collect()
+}
+
+#[tokio::test]
+async fn what_is_not_known_is_null_and_no_key_is_missing() {
+    let server = RedisServer::start().await;
+    let known = connected(&server.url(), false).await;
+    let known = serde_json::to_value(until(&known, is_probed).await).unwrap();
+    let config = config(&server.url(), false).into_builder();
+    let lazy = Backend::redis(config.lazy_connect(true).build().unwrap()).unwrap();
+    let unknown = serde_json::to_value(lazy.health()).unwrap();
+    assert_eq!(keys(&unknown), keys(&known));
+    let [known, unknown] = [known, unknown].map(|health| health["checks"][0].clone());
+    assert_eq!(keys(&unknown), keys(&known));
+    let (known, unknown) = (&known["details"], &unknown["details"]);
+    assert_eq!(keys(unknown), keys(known));
+    let nothing = unknown.as_object().unwrap().iter();
+    let nothing = nothing.filter(|(_, value)| value.is_null());
+    assert_eq!(
+        nothing.map(|(key, _)| &**key).collect::<Vec<_>>(),
+        [
+            "ageMs",
+            "clusterState",
+            "epoch",
+            "lastError",
+            "latency",
+            "masterRunId",
+            "nodes",
+            "probedAt"
+        ]
+    );
 }
 
 #[tokio::test]
@@ -162,6 +203,7 @@ async fn a_cluster_shows_its_nodes_and_what_it_says_of_itself() {
     assert_eq!(details["clusterState"], "ok");
     assert_eq!(details["topology"], "cluster");
     assert!(details["epoch"].is_number());
+    assert!(details["masterRunId"].is_null());
     assert_eq!(details["nodes"].as_array().unwrap().len(), 3);
     assert!(
         json["checks"][0]["message"]

@@ -8,6 +8,8 @@ use super::rfc3339;
 use crate::State;
 
 /// What is known of the connections to Redis. No field but [`nodes`](Self::nodes) names an address.
+///
+/// As JSON every field is there whatever is known; what is not is `null`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -25,11 +27,10 @@ pub struct Details {
     pub topology: &'static str,
     /// The state of the connections, as it is now.
     pub state: State,
-    /// The process behind the one server that takes writes; another one after each restart and failover.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The process behind the one server that takes writes; another one after each restart and failover. Nothing on a cluster,
+    /// where many do, and where the user may not ask.
     pub master_run_id: Option<String>,
-    /// Counts the changes of a cluster's nodes.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Counts the changes of a cluster's nodes; nothing elsewhere.
     pub epoch: Option<u64>,
     /// How many connections all callers share.
     pub lanes: usize,
@@ -41,8 +42,7 @@ pub struct Details {
     pub last_error: Option<LastError>,
     /// How many connections took the place of another one.
     pub reconnects: u64,
-    /// The nodes, only where they were asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The nodes, only in [`health_detailed`](crate::Backend::health_detailed).
     pub nodes: Option<Vec<NodeDetails>>,
     /// When the servers were asked last.
     #[serde(serialize_with = "time")]
