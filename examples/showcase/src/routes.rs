@@ -33,7 +33,7 @@ pub(crate) fn router(
 
     Ok(Router::new()
         .route("/limited", get(async || "ok").route_layer(limit))
-        .merge(observe::router(backend, metrics, &settings.instance))
+        .merge(observe::router(backend, metrics, settings))
         .fallback(async || problem(StatusCode::NOT_FOUND))
         .method_not_allowed_fallback(async || problem(StatusCode::METHOD_NOT_ALLOWED)))
 }

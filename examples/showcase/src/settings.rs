@@ -18,6 +18,8 @@ pub(crate) struct Settings {
     pub(crate) instance: String,
     /// The limit on `/limited`.
     pub(crate) policy: Policy,
+    /// Whether `/health/detailed` names the addresses of the servers.
+    pub(crate) addresses: bool,
 }
 
 impl Settings {
@@ -31,6 +33,7 @@ impl Settings {
         let instance = reader.text("INSTANCE");
         let limit = reader.number("SHOWCASE_LIMIT", 100, 1..=u32::MAX);
         let window = reader.number("SHOWCASE_WINDOW_MS", 10_000, 1..=LONGEST_WINDOW_MS);
+        let addresses = reader.flag("SHOWCASE_HEALTH_ADDRESSES");
         if !reader.errors.is_empty() {
             return Err(reader.errors);
         }
@@ -42,6 +45,7 @@ impl Settings {
             port,
             instance: instance.unwrap_or_else(|| std::process::id().to_string()),
             policy,
+            addresses,
         })
     }
 }
@@ -61,6 +65,19 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
                 self.errors
                     .push(format!("{name}={value:?}: expected UTF-8"));
                 None
+            }
+        }
+    }
+
+    /// Off unless set.
+    fn flag(&mut self, name: &str) -> bool {
+        match self.text(name).as_deref() {
+            Some("true") => true,
+            None | Some("false") => false,
+            Some(text) => {
+                self.errors
+                    .push(format!("{name}={text:?}: expected true or false"));
+                false
             }
         }
     }
@@ -108,6 +125,7 @@ mod tests {
             assert_eq!(settings.port, 3000);
             assert_eq!(settings.instance, std::process::id().to_string());
             assert!(format!("{:?}", settings.policy).contains("100 in 10s"));
+            assert!(!settings.addresses);
         }
     }
 
@@ -118,8 +136,10 @@ mod tests {
             ("INSTANCE", "one"),
             ("SHOWCASE_LIMIT", "4294967295"),
             ("SHOWCASE_WINDOW_MS", "31622400000"),
+            ("SHOWCASE_HEALTH_ADDRESSES", "true"),
         ])
         .unwrap();
+        assert!(settings.addresses);
         assert_eq!((settings.port, &*settings.instance), (0, "one"));
         assert!(format!("{:?}", settings.policy).contains("4294967295 in 31622400s"));
     }
@@ -130,6 +150,7 @@ mod tests {
             ("PORT", "65536"),
             ("SHOWCASE_LIMIT", "0"),
             ("SHOWCASE_WINDOW_MS", "10s"),
+            ("SHOWCASE_HEALTH_ADDRESSES", "yes"),
         ])
         .unwrap_err();
         assert_eq!(
@@ -138,6 +159,7 @@ mod tests {
                 "PORT=\"65536\": expected a whole number from 0 to 65535",
                 "SHOWCASE_LIMIT=\"0\": expected a whole number from 1 to 4294967295",
                 "SHOWCASE_WINDOW_MS=\"10s\": expected a whole number from 1 to 31622400000",
+                "SHOWCASE_HEALTH_ADDRESSES=\"yes\": expected true or false",
             ]
         );
     }

@@ -13,7 +13,8 @@ use serde_json::Value;
 use testkit::RedisServer;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
 
 use support::{BOUND, Showcase, command};
 
@@ -300,8 +301,85 @@ async fn the_metrics_are_there_before_anything_happened() {
 }
 
 #[tokio::test]
+async fn the_addresses_of_servers_are_shown_only_where_they_are_asked_for() {
+    let server = RedisServer::start().await;
+    let (url, port) = (server.url(), server.port().to_string());
+    let redis = ("REDIS_URL", &*url);
+    for (addresses, name) in [
+        (None, "node-1".to_owned()),
+        (Some("false"), "node-1".to_owned()),
+        (Some("true"), server.addr().to_string()),
+    ] {
+        let mut variables = vec![redis];
+        variables.extend(addresses.map(|value| ("SHOWCASE_HEALTH_ADDRESSES", value)));
+        let showcase = Showcase::start(&variables).await;
+        until_ready_is(&showcase, 200, "healthy").await;
+        let mut nodes = Value::Null;
+        let probed = async {
+            // Before the first answer of the server there are none.
+            while nodes.get(0).is_none() {
+                let health = showcase.get("/health/detailed", "").await.body;
+                let health: Value = serde_json::from_str(&health).unwrap();
+                nodes = health["checks"][0]["details"]["nodes"].clone();
+            }
+        };
+        timeout(BOUND, probed).await.expect("a node");
+        assert_eq!(
+            (&nodes[0]["name"], &nodes[0]["role"]),
+            (&name.into(), &"primary".into())
+        );
+        for path in ["/health", "/health/ready", "/health/detailed"] {
+            let body = showcase.get(path, "").await.body;
+            let shows = addresses == Some("true") && path == "/health/detailed";
+            assert_eq!(body.contains(&port), shows, "{path}: {body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_questions_for_the_health_cost_no_command() {
+    const QUESTIONS: usize = 10_000;
+    const CONNECTIONS: usize = 10;
+    const PATHS: [&str; 4] = [
+        "/health",
+        "/health/ready",
+        "/health/detailed",
+        "/health/live",
+    ];
+    let server = RedisServer::start().await;
+    let showcase = Showcase::start(&[("REDIS_URL", &server.url())]).await;
+    until_ready_is(&showcase, 200, "healthy").await;
+    server.reset_stats().await;
+
+    let mut asking = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let mut connection = showcase.keep_alive().await;
+        asking.spawn(async move {
+            for path in PATHS.into_iter().cycle().take(QUESTIONS / CONNECTIONS) {
+                assert_eq!(connection.get(path).await.status, 200);
+            }
+        });
+    }
+    asking.join_all().await;
+
+    let calls = server.command_calls().await;
+    // The probe itself, and the connection of the fixture.
+    let known = ["ping", "info", "hello", "auth", "client", "config"];
+    let others = calls.keys().filter(|name| {
+        let command = name.split('|').next().unwrap();
+        !known.contains(&command)
+    });
+    assert_eq!(others.collect::<Vec<_>>(), [""; 0], "{calls:?}");
+    let sum: u64 = calls.values().map(|stat| stat.calls).sum();
+    assert!(sum < QUESTIONS as u64 / 100, "{calls:?}");
+}
+
+/// How long a load must be borne.
+const LOADING: Duration = Duration::from_secs(8);
+
+#[tokio::test]
 async fn a_required_redis_that_loads_its_data_is_not_ready_but_alive() {
-    // 100 keys, 80 ms each: 8 s.
+    // 2,000 keys, 80 ms each, is longer than any step here may take: it loads until it is told to hurry.
     let server = RedisServer::builder()
         .arg("enable-debug-command", "yes")
         .arg("key-load-delay", "80000")
@@ -310,34 +388,48 @@ async fn a_required_redis_that_loads_its_data_is_not_ready_but_alive() {
         .start()
         .await;
     let mut admin = server.connection().await;
-    for n in 0..100 {
-        let mut set = redis::cmd("SET");
-        let set = set.arg(n).arg("x".repeat(1024));
-        let _: () = set.query_async(&mut admin).await.unwrap();
+    let mut data = redis::pipe();
+    for n in 0..2_000 {
+        data.cmd("SET").arg(n).arg("x".repeat(1024)).ignore();
     }
+    let _: () = data.query_async(&mut admin).await.unwrap();
     let url = server.url();
-    let required = [("REDIS_URL", &*url), ("REDIS_REQUIRED", "true")];
+    let optional = [("REDIS_URL", &*url), ("SHOWCASE_LIMIT", "1000000")];
+    let required = [&optional[..], &[("REDIS_REQUIRED", "true")]].concat();
     let required = Showcase::start(&required).await;
-    let optional = Showcase::start(&[("REDIS_URL", &url)]).await;
+    let optional = Showcase::start(&optional).await;
     until_ready_is(&required, 200, "healthy").await;
     until_ready_is(&optional, 200, "healthy").await;
 
     // It answers when it is done; until then all others hear that the server loads.
     let mut reloader = server.patient_connection().await;
+    let began = Instant::now();
     let reload = tokio::spawn(async move {
         let mut reload = redis::cmd("DEBUG");
         reload.arg("RELOAD").query_async::<()>(&mut reloader).await
     });
     until_ready_is(&required, 503, "unhealthy").await;
     until_ready_is(&optional, 200, "degraded").await;
-    assert!(!reload.is_finished(), "it was not ready for another reason");
-    for showcase in [&required, &optional] {
-        assert_eq!(showcase.get("/health/live", "").await.status, 200);
-        assert_eq!(showcase.limited("a").await, 200, "the local share decides");
+    // It stays so for as long as the server loads.
+    loop {
+        for showcase in [&required, &optional] {
+            assert_eq!(showcase.get("/health/live", "").await.status, 200);
+            assert_eq!(showcase.limited("a").await, 200, "the local share decides");
+        }
+        assert_eq!(required.get("/health", "").await.status, 503);
+        assert_eq!(optional.get("/health/detailed", "").await.status, 200);
+        assert_eq!(readiness(&required).await, (503, "unhealthy".to_owned()));
+        assert_eq!(readiness(&optional).await, (200, "degraded".to_owned()));
+        if began.elapsed() > LOADING {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(required.get("/health", "").await.status, 503);
-    assert_eq!(optional.get("/health/detailed", "").await.status, 200);
+    assert!(!reload.is_finished(), "it was not ready for another reason");
 
+    let mut hurry = redis::cmd("CONFIG");
+    let hurry = hurry.arg("SET").arg("key-load-delay").arg(0);
+    hurry.exec_async(&mut admin).await.unwrap();
     timeout(BOUND, reload).await.unwrap().unwrap().unwrap();
     until_ready_is(&required, 200, "healthy").await;
     until_ready_is(&optional, 200, "healthy").await;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
@@ -88,6 +88,12 @@ impl Showcase {
         Answer::parse(&timeout(BOUND, exchange).await.expect("an answer"))
     }
 
+    /// A connection that carries one request after the other.
+    pub(crate) async fn keep_alive(&self) -> KeepAlive {
+        let stream = TcpStream::connect(&self.address).await.unwrap();
+        KeepAlive(BufReader::new(stream))
+    }
+
     /// Sends SIGTERM, and returns how it ended and what else it had printed.
     pub(crate) async fn stop(mut self) -> (ExitStatus, Vec<String>) {
         let pid = Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap();
@@ -101,6 +107,28 @@ impl Showcase {
             printed.push(line);
         }
         (status, printed)
+    }
+}
+
+pub(crate) struct KeepAlive(BufReader<TcpStream>);
+
+impl KeepAlive {
+    pub(crate) async fn get(&mut self, path: &str) -> Answer {
+        let exchange = async {
+            let request = format!("GET {path} HTTP/1.1\r\nhost: showcase\r\n\r\n");
+            self.0.write_all(request.as_bytes()).await.unwrap();
+            let mut text = String::new();
+            while !text.ends_with("\r\n\r\n") {
+                let read = self.0.read_line(&mut text).await.unwrap();
+                assert!(read > 0, "it has ended after {text:?}");
+            }
+            let mut answer = Answer::parse(&text);
+            let mut body = vec![0; answer.length()];
+            self.0.read_exact(&mut body).await.unwrap();
+            answer.body = String::from_utf8(body).unwrap();
+            answer
+        };
+        timeout(BOUND, exchange).await.expect("an answer")
     }
 }
 
@@ -121,6 +149,12 @@ impl Answer {
             head: head.to_ascii_lowercase(),
             body: body.to_owned(),
         }
+    }
+
+    fn length(&self) -> usize {
+        let mut lines = self.head.lines();
+        let length = lines.find_map(|line| line.strip_prefix("content-length: "));
+        length.expect("a length").parse().unwrap()
     }
 
     #[track_caller]
