@@ -166,11 +166,25 @@ async fn subscriptions(counted: &Counted) {
         .until(&ours("pubsub_lost_total"), |count| count >= 50.0)
         .await;
 
+    refusals(counted, &server, backend).await;
+}
+
+/// Whoever was let in is refused later, and somebody else at once.
+async fn refusals(counted: &Counted, server: &RedisServer, backend: Backend) {
+    let line = ours("subscriptions_refused_total");
+    assert_eq!(counted.value(&line), 0.0);
+    let mut admin = server.connection().await;
     let mut forbid = redis::cmd("ACL");
     let forbid = forbid.arg(&["SETUSER", testkit::USER, "resetchannels"]);
-    let _: () = forbid.query_async(&mut admin).await.unwrap();
+    // It also ends the connection that listens, and nobody here subscribes anew.
+    forbid.exec_async(&mut admin).await.unwrap();
+    counted.until(&line, |count| count >= 1.0).await;
+    backend.close(LONG).await.unwrap();
+
+    let backend = on(&server.url()).await;
+    let again = counted.value(&line);
     backend.bus().subscribe("other").await.unwrap_err();
-    assert!(counted.value(&ours("subscriptions_refused_total")) >= 1.0);
+    assert!(counted.value(&line) > again);
 }
 
 async fn levels(counted: &Counted) {
