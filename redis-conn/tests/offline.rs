@@ -281,7 +281,9 @@ async fn is_lazy(lazy: ConfigBuilder, eager: ConfigBuilder, proxy: &FaultProxy) 
 
     assert_eq!(count(&redis, "tk:n", LONG).await.unwrap(), 1);
     assert!(proxy.accepted() > 0);
-    assert!(backend.watch_state().wait_for(State::Connected).await);
+    let mut states = backend.watch_state();
+    let connected = timeout(LONG, states.wait_for(State::Connected)).await;
+    assert!(connected.unwrap_or(false), "it stays {}", backend.state());
 }
 
 #[tokio::test]
@@ -290,6 +292,15 @@ async fn a_lazy_backend_dials_nothing_before_its_first_call() {
     let proxy = FaultProxy::start(&server).await;
     is_lazy(single(&proxy.url()), single(&server.url()), &proxy).await;
     assert_eq!(proxy.accepted(), 1, "one lane");
+}
+
+#[tokio::test]
+async fn the_first_call_has_all_lanes_of_a_lazy_backend_connect() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(&server).await;
+    let lazy = single(&proxy.url()).lanes(2);
+    is_lazy(lazy, single(&server.url()), &proxy).await;
+    assert_eq!(proxy.accepted(), 2);
 }
 
 #[tokio::test]

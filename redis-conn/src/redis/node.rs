@@ -97,7 +97,11 @@ impl Node {
                 let at = |turn: usize| &lanes[first.wrapping_add(turn) % lanes.len()];
                 // One that is being connected must not cost the calls that the others can take.
                 let up = (0..lanes.len()).map(at).find(|lane| lane.is_up());
-                up.unwrap_or_else(|| at(0))
+                up.unwrap_or_else(|| {
+                    // The first caller has all of them connect: later ones find this one and want no other.
+                    self.want();
+                    at(0)
+                })
             }
         }
     }
