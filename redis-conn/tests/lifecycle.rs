@@ -185,3 +185,22 @@ fn namespaces_are_checked() {
         );
     }
 }
+
+#[cfg(feature = "redis")]
+#[test]
+fn a_close_is_bounded_while_nobody_drives_the_runtime_of_the_backend() {
+    use tokio::{runtime, time::timeout};
+
+    let keeper = runtime::Runtime::new().unwrap();
+    let server = keeper.block_on(testkit::RedisServer::start());
+    let mut undriven = runtime::Builder::new_current_thread();
+    let undriven = undriven.enable_all().build().unwrap();
+    let backend = undriven.block_on(async {
+        let config = redis_conn::Config::from_url(&server.url()).unwrap();
+        let backend = Backend::redis(config).unwrap();
+        backend.ready(20 * SECOND).await.unwrap();
+        backend
+    });
+    let closed = keeper.block_on(async { timeout(20 * SECOND, backend.close(SECOND)).await });
+    closed.expect("it hangs").unwrap();
+}

@@ -29,7 +29,7 @@ use std::{fmt, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     runtime::Handle,
     sync::watch,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -55,6 +55,9 @@ pub use self::{
     script::{Script, ScriptCall},
 };
 use crate::{Config, Error, ErrorKind, State, bus::Hub, config, deadline, engine::closed};
+
+/// How long tasks that were told to end may take.
+const LAST_TURN: Duration = Duration::from_secs(1);
 
 /// The connections to one server, or to the servers of one cluster. Cheap to clone.
 #[derive(Clone)]
@@ -310,7 +313,8 @@ impl Redis {
         }
         if timeout_at(end, tasks.wait()).await.is_err() {
             aborted.cancel();
-            tasks.wait().await;
+            // They end at once, unless nobody drives the runtime that they are on.
+            let _ = timeout(LAST_TURN, tasks.wait()).await;
         }
     }
 }
