@@ -1,10 +1,13 @@
 //! Connections for exclusive use: transactions with `WATCH`, blocking commands, a write with its `WAIT`.
 
 use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -18,9 +21,13 @@ use crate::{Error, ErrorKind, PoolDetails, deadline, engine::closed};
 use ::redis::Value;
 use bb8_redis::bb8::{self, ManageConnection, PooledConnection, RunError};
 use tokio::{
+    runtime::Handle,
     sync::watch,
     time::{Instant, timeout_at},
 };
+use tokio_util::task::AbortOnDropHandle;
+
+type Pooled = PooledConnection<'static, Manager>;
 
 /// A connection that answered so lately is taken to be alive; asking it would double the round trips of a check-out.
 const FRESH: Duration = Duration::from_secs(15);
@@ -28,7 +35,7 @@ const FRESH: Duration = Duration::from_secs(15);
 const UNLIMITED: Duration = Duration::from_secs(24 * 60 * 60);
 const PROBE: Duration = Duration::from_millis(500);
 
-/// Makes and judges the connections of the pool.
+/// Makes the connections of the pool.
 #[derive(Clone, Debug)]
 pub(super) struct Manager {
     target: Target,
@@ -47,6 +54,7 @@ struct Failed {
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
     connections: bb8::Pool<Manager>,
+    runtime: Handle,
     size: u32,
     failures: watch::Receiver<Option<Failed>>,
     waiting: Arc<AtomicUsize>,
@@ -56,16 +64,32 @@ pub(super) struct Pool {
 #[derive(Debug)]
 pub(super) struct Exclusive {
     found: Found,
+    target: Target,
     last_reply: Instant,
     /// Handed out and not given back in order: it may hold a `WATCH`, a transaction, or a reply that nobody took.
     used: bool,
-    /// The server has refused a write, or the connection has no rights any more.
+    /// The server has refused a write or is not the one to ask any more, or the connection has no rights any more.
     poisoned: bool,
 }
 
 impl Exclusive {
     fn is_alive(&self) -> bool {
-        !self.poisoned && !self.found.connection.driver.is_finished()
+        !self.poisoned
+            && !self.found.connection.driver.is_finished()
+            && self.target.is_at(&self.found.endpoint)
+    }
+
+    /// Whether the server still answers on it, be it with a refusal.
+    async fn answers(&mut self) -> bool {
+        if self.is_alive() && self.last_reply.elapsed() >= FRESH {
+            let asked = Instant::now();
+            let ping = Call::new("PING", Class::Idempotent);
+            let answered = exchange(self, &ping, asked + PROBE).await;
+            if answered.is_err() && self.last_reply < asked {
+                return false;
+            }
+        }
+        self.is_alive()
     }
 }
 
@@ -74,11 +98,14 @@ impl Pool {
         let failed = watch::Sender::new(None);
         let failures = failed.subscribe();
         let size = context.dialer.config().pool_size();
+        let runtime = context.runtime.clone();
         let connections = bb8::Pool::builder()
             .max_size(size)
             .retry_connection(false)
             .connection_timeout(UNLIMITED)
             .queue_strategy(bb8::QueueStrategy::Lifo)
+            // Whoever takes one marks it as used before he asks: if he gives up meanwhile, it is closed.
+            .test_on_check_out(false)
             .build_unchecked(Manager {
                 target,
                 context,
@@ -86,6 +113,7 @@ impl Pool {
             });
         Self {
             connections,
+            runtime,
             size,
             failures,
             waiting: Arc::default(),
@@ -126,6 +154,44 @@ impl Pool {
         };
         failed.map_or_else(closed, |failed| failed.failure.error)
     }
+
+    /// Takes a connection on which the server answers, marked as used.
+    async fn take(&self) -> Result<Pooled, RunError<Error>> {
+        loop {
+            let mut connection = match self.take_idle().await {
+                Some(taken) => taken?,
+                None => self.wait().await?,
+            };
+            connection.used = true;
+            if connection.answers().await {
+                return Ok(connection);
+            }
+        }
+    }
+
+    /// Takes a connection if there is one, else has one made.
+    async fn take_idle(&self) -> Option<Result<Pooled, RunError<Error>>> {
+        let mut taking = pin!(self.connections.get_owned());
+        let polled = poll_fn(|task| {
+            // The pool connects on the runtime that it finds, and loses the place for ever if that one ends meanwhile.
+            let _runtime = self.runtime.enter();
+            Poll::Ready(taking.as_mut().poll(task))
+        });
+        match polled.await {
+            Poll::Ready(taken) => Some(taken),
+            Poll::Pending => None,
+        }
+    }
+
+    /// Waits for a connection, on the same runtime for the same reason.
+    async fn wait(&self) -> Result<Pooled, RunError<Error>> {
+        let connections = self.connections.clone();
+        let waiting = async move { connections.get_owned().await };
+        let waiting = AbortOnDropHandle::new(self.runtime.spawn(waiting));
+        waiting
+            .await
+            .unwrap_or_else(|_| Err(RunError::User(closed())))
+    }
 }
 
 /// A caller who waits for a connection.
@@ -147,7 +213,7 @@ impl Drop for Waiting<'_> {
 impl Manager {
     async fn dial(&self) -> Result<Found, Failure> {
         let (target, context) = (self.target.clone(), Arc::clone(&self.context));
-        // Connections outlive the caller who needed them first, so they are not of the caller's runtime.
+        // A task of its own: whatever it comes to, the pool must hear of it.
         let dialling = self.context.runtime.spawn(async move {
             let dialler = &context.dialer;
             target.dial(dialler, Purpose::Pool, None).await
@@ -184,23 +250,16 @@ impl ManageConnection for Manager {
         })?;
         Ok(Exclusive {
             found,
+            target: self.target.clone(),
             last_reply: Instant::now(),
             used: false,
             poisoned: false,
         })
     }
 
-    async fn is_valid(&self, connection: &mut Exclusive) -> Result<(), Error> {
-        if !connection.is_alive() || !self.target.is_at(&connection.found.endpoint) {
-            let text = "the connection has ended or leads to the wrong server";
-            return Err(Error::new(ErrorKind::Unavailable, text));
-        }
-        if connection.last_reply.elapsed() < FRESH {
-            return Ok(());
-        }
-        let ping = Call::new("PING", Class::Idempotent);
-        let answered = exchange(connection, &ping, Instant::now() + PROBE).await;
-        answered.map(drop).map_err(|failure| failure.error)
+    /// Never asked, see [`Exclusive::answers`].
+    async fn is_valid(&self, _: &mut Exclusive) -> Result<(), Error> {
+        Ok(())
     }
 
     fn has_broken(&self, connection: &mut Exclusive) -> bool {
@@ -214,7 +273,10 @@ async fn exchange(
     deadline: Instant,
 ) -> Result<Reply, Failure> {
     if !connection.is_alive() {
-        let text = "the exclusive connection has ended; nothing was sent";
+        // For good, also if the server becomes the right one again: others may have written there meanwhile.
+        connection.poisoned = true;
+        let text =
+            "the exclusive connection has ended or leads to the wrong server; nothing was sent";
         return Err(Failure::away(text));
     }
     let sent = connection
@@ -243,7 +305,7 @@ async fn exchange(
 /// Dropping it without [`release`](Self::release) closes it, because nothing tells what state it is in.
 #[derive(Debug)]
 pub struct Dedicated {
-    connection: PooledConnection<'static, Manager>,
+    connection: Pooled,
     context: Arc<Context>,
     /// A command was sent and its reply not taken: what it has left behind is known to nobody.
     spoilt: bool,
@@ -261,10 +323,10 @@ impl Dedicated {
                 // First, so that it is listening before the pool begins to connect.
                 biased;
                 error = pool.next_failure() => Err(RunError::User(error)),
-                taken = pool.connections.get_owned() => taken,
+                taken = pool.take() => taken,
             }
         };
-        let mut connection = match timeout_at(deadline, taken).await {
+        let connection = match timeout_at(deadline, taken).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(RunError::User(error))) => {
                 return Err(
@@ -274,7 +336,6 @@ impl Dedicated {
             }
             Ok(Err(RunError::TimedOut)) | Err(_) => return Err(pool.late()),
         };
-        connection.used = true;
         Ok(Self {
             connection,
             context: Arc::clone(context),
