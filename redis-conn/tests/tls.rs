@@ -6,21 +6,24 @@
 use std::{
     error::Error as StdError,
     fs,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use redis_conn::{
-    Backend, Config, Endpoint, Event, State, Tls,
+    Backend, Bus, Config, Endpoint, Event, State, Subscription, Tls,
     raw::{Call, Class, Engine, Redis},
 };
 use tempfile::TempDir;
-use testkit::{Authority, Certificate, PASSWORD, RedisServer, USER};
+use testkit::{Authority, Certificate, PASSWORD, RedisCluster, RedisSentinel, RedisServer, USER};
 use tokio::{io::AsyncWriteExt as _, time::timeout};
 
 /// Longer than anything that works takes, so that it decides no test.
 const LONG: Duration = Duration::from_secs(20);
+
+/// The deadline of calls that are made again.
+const SHORT: Duration = Duration::from_millis(500);
 
 const ADDRESS: &str = "127.0.0.1";
 
@@ -366,6 +369,120 @@ async fn the_nodes_of_a_cluster_are_dialled_with_tls() {
     let config = config.username(USER).password(PASSWORD).build().unwrap();
     let backend = Backend::redis(config).unwrap();
     serves(&backend).await;
+}
+
+/// Writes until a server takes it, and returns the number.
+async fn counted(redis: &Redis, key: &str) -> i64 {
+    let counting = async {
+        loop {
+            let incr = Call::new("INCR", Class::AtMostOnce).key(key);
+            if let Ok(count) = redis.call(incr, SHORT).await {
+                return count.int().unwrap();
+            }
+        }
+    };
+    timeout(LONG, counting).await.expect("no write was taken")
+}
+
+/// Publishes until the message is heard.
+async fn is_heard(news: &mut Subscription, bus: &Bus, channel: &str, text: &str) {
+    let heard = async {
+        loop {
+            let published = bus.publish(channel, text.as_bytes()).await;
+            if published.is_ok() && heard_now(news, text).await {
+                return;
+            }
+        }
+    };
+    timeout(LONG, heard).await.expect("no message came");
+}
+
+async fn heard_now(news: &mut Subscription, text: &str) -> bool {
+    while let Ok(Some(event)) = timeout(SHORT, news.recv()).await {
+        if matches!(event, Event::Message(message) if message.payload() == text.as_bytes()) {
+            return true;
+        }
+    }
+    false
+}
+
+fn endpoints(addrs: Vec<SocketAddr>) -> impl Iterator<Item = Endpoint> {
+    let endpoint = |addr: SocketAddr| Endpoint::tcp(addr.ip().to_string(), addr.port());
+    addrs.into_iter().map(endpoint)
+}
+
+#[tokio::test]
+async fn a_cluster_of_several_nodes_serves_over_tls_and_fails_over() {
+    let ca = Authority::new();
+    let cluster = RedisCluster::builder()
+        .allow("+incr")
+        .tls(&ca.peer(&[ADDRESS]))
+        .start()
+        .await;
+    // The slots name the nodes by the ports of those who ask with TLS.
+    let config = Config::cluster(endpoints(vec![cluster.addr(0)])).tls(trusting(&ca));
+    let config = config.username(USER).password(PASSWORD);
+    let backend = Backend::redis(config.build().unwrap()).unwrap();
+    backend.ready(LONG).await.unwrap();
+    let redis = redis(&backend);
+    let keys: Vec<String> = (0..30).map(|number| format!("tk:n:{number}")).collect();
+    for key in &keys {
+        assert_eq!(counted(&redis, key).await, 1);
+        let mut own = redis.dedicated(key, LONG).await.unwrap();
+        let get = Call::new("GET", Class::Idempotent).key(key);
+        own.call(get, LONG).await.unwrap();
+        own.release();
+    }
+    let bus = backend.bus();
+    let mut channels = Vec::new();
+    for number in 0..9 {
+        let channel = format!("channel-{number}");
+        channels.push((bus.subscribe(&channel).await.unwrap(), channel));
+    }
+    for (news, channel) in &mut channels {
+        bus.publish(channel, b"hello").await.unwrap();
+        let event = timeout(LONG, news.recv()).await.unwrap();
+        assert!(matches!(event, Some(Event::Message(message)) if message.payload() == b"hello"));
+    }
+
+    cluster.kill(0);
+    cluster.wait_for_new_primary(0, 0).await;
+    for key in &keys {
+        assert!(counted(&redis, key).await > 1, "what it was is lost");
+    }
+    for (news, channel) in &mut channels {
+        is_heard(news, &bus, channel, "again").await;
+    }
+}
+
+#[tokio::test]
+async fn sentinels_and_their_primary_serve_over_tls_and_fail_over() {
+    let ca = Authority::new();
+    let group = RedisSentinel::builder()
+        .allow("+incr")
+        .tls(&ca.peer(&[ADDRESS]))
+        .start()
+        .await;
+    let config = Config::sentinel(endpoints(group.sentinel_addrs()), group.master_name());
+    let config = config.tls(trusting(&ca)).username(USER).password(PASSWORD);
+    let config = config.sentinel_username(USER).sentinel_password(PASSWORD);
+    let backend = Backend::redis(config.build().unwrap()).unwrap();
+    serves(&backend).await;
+    let (redis, bus) = (redis(&backend), backend.bus());
+    redis.dedicated("n", LONG).await.unwrap().release();
+    let mut news = bus.subscribe("news").await.unwrap();
+    is_heard(&mut news, &bus, "news", "hello").await;
+
+    group.kill(0);
+    let new = group.wait_for_new_master(0).await;
+    counted(&redis, "tk:again").await;
+    let stored: Option<u64> = redis::cmd("GET")
+        .arg("tk:again")
+        .query_async(&mut group.connection(new).await)
+        .await
+        .unwrap();
+    assert!(stored.is_some());
+    is_heard(&mut news, &bus, "news", "again").await;
 }
 
 /// What this process logs.

@@ -61,6 +61,15 @@ impl Authority {
         self.issue(params(names, ExtendedKeyUsagePurpose::ServerAuth))
     }
 
+    /// As [`server`](Self::server), but one who shows it may be the client of another server too: the nodes of
+    /// a cluster want that of each other.
+    pub fn peer(&self, names: &[&str]) -> Certificate {
+        let mut params = params(names, ExtendedKeyUsagePurpose::ServerAuth);
+        let client = ExtendedKeyUsagePurpose::ClientAuth;
+        params.extended_key_usages.push(client);
+        self.issue(params)
+    }
+
     /// As [`server`](Self::server), but it expired years ago.
     pub fn expired_server(&self, names: &[&str]) -> Certificate {
         let mut params = params(names, ExtendedKeyUsagePurpose::ServerAuth);

@@ -97,7 +97,7 @@ impl RedisCluster {
             loop {
                 let info = self.nodes[primary].info("replication").await;
                 // A replica tells its primary its own port, also if it announces a proxy's to others.
-                let port = format!("port={},state=online", self.nodes[replica].port());
+                let port = format!("port={},state=online", self.nodes[replica].group_port());
                 if info.values().any(|value| value.contains(&port)) {
                     return;
                 }

@@ -6,7 +6,7 @@ use redis::RedisResult;
 
 use super::{RedisCluster, slot::SLOTS};
 use crate::{
-    RedisServer,
+    Certificate, RedisServer,
     server::{BUS_OFFSET, Mode, RedisServerBuilder, start_all},
 };
 
@@ -18,6 +18,7 @@ pub struct RedisClusterBuilder {
     replicas_per_primary: usize,
     node_timeout: Duration,
     proxied: bool,
+    tls: bool,
     node: RedisServerBuilder,
 }
 
@@ -33,6 +34,7 @@ impl Default for RedisClusterBuilder {
             replicas_per_primary: 1,
             node_timeout: Duration::from_secs(1),
             proxied: false,
+            tls: false,
             node,
         }
     }
@@ -65,6 +67,18 @@ impl RedisClusterBuilder {
     /// connections. The fixture itself talks to the nodes directly.
     pub fn proxied(mut self) -> Self {
         self.proxied = true;
+        self
+    }
+
+    /// Lets the nodes talk to each other and to their clients with TLS, and show `certificate`, which is one for
+    /// [peers](crate::Authority::peer). The fixture itself needs none.
+    ///
+    /// # Panics
+    ///
+    /// At the start if the cluster is [`proxied`](Self::proxied) as well.
+    pub fn tls(mut self, certificate: &Certificate) -> Self {
+        self.tls = true;
+        self.node = self.node.group_tls(certificate).arg("tls-cluster", "yes");
         self
     }
 
@@ -114,6 +128,10 @@ impl RedisClusterBuilder {
     ///
     /// If there is no server binary, or if the nodes do not agree in time.
     pub async fn start(self) -> RedisCluster {
+        assert!(
+            !(self.tls && self.proxied),
+            "the nodes announce the port of a proxy to clients without TLS only"
+        );
         let timeout = self.node_timeout.as_millis().to_string();
         let node = self.node.clone().replicating();
         let node = node.arg("cluster-node-timeout", &timeout);
@@ -135,7 +153,7 @@ impl RedisClusterBuilder {
 }
 
 fn bus_port(node: &RedisServer) -> u16 {
-    node.port() + BUS_OFFSET
+    node.group_port() + BUS_OFFSET
 }
 
 async fn form(cluster: &RedisCluster, primaries: usize) {

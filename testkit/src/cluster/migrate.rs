@@ -49,7 +49,7 @@ impl RedisCluster {
         }
         let to = &self.nodes[migration.to];
         let mut migrate = redis::cmd("MIGRATE");
-        migrate.arg("127.0.0.1").arg(to.port()).arg("").arg(0);
+        migrate.arg("127.0.0.1").arg(to.group_port()).arg("").arg(0);
         migrate.arg(MIGRATE_TIMEOUT);
         if let Some(login) = to.admin() {
             migrate.arg(login.user.map_or("AUTH", |_| "AUTH2"));

@@ -59,10 +59,10 @@ impl RedisCluster {
         &self.ids[index]
     }
 
-    /// The address that clients reach node `index` at.
+    /// The address that clients reach node `index` at, if the cluster has TLS with that.
     pub fn addr(&self, index: usize) -> SocketAddr {
         let proxy = self.proxies.get(index).map(FaultProxy::addr);
-        proxy.unwrap_or_else(|| self.nodes[index].addr())
+        proxy.unwrap_or_else(|| self.nodes[index].group_addr())
     }
 
     /// The addresses that clients reach the nodes at.
@@ -72,7 +72,7 @@ impl RedisCluster {
             .collect()
     }
 
-    /// The URLs of all nodes, with a user or a password in them as [`RedisServer::url`] has.
+    /// The URLs of all nodes, for clients without TLS, with a user or a password in them as [`RedisServer::url`] has.
     pub fn seed_urls(&self) -> Vec<String> {
         let url = |(index, node): (usize, &RedisServer)| node.url_at(self.addr(index));
         self.nodes.iter().enumerate().map(url).collect()

@@ -94,7 +94,7 @@ impl RedisSentinel {
         let Ok(info) = replica.try_info("replication").await else {
             return false;
         };
-        let port = self.servers[master].port().to_string();
+        let port = self.servers[master].group_port().to_string();
         info.get("master_port") == Some(&port)
             && info
                 .get("master_link_status")
@@ -133,7 +133,9 @@ impl RedisSentinel {
     }
 
     fn index_of(&self, port: u16) -> Option<usize> {
-        self.servers.iter().position(|server| server.port() == port)
+        self.servers
+            .iter()
+            .position(|server| server.group_port() == port)
     }
 
     /// Asks until `found` has an answer.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{RedisSentinel, hurry};
 use crate::{
-    RedisServer,
+    Certificate, RedisServer,
     server::{Mode, RedisServerBuilder, quote, sentinel_line, start_all},
 };
 
@@ -21,6 +21,7 @@ pub struct RedisSentinelBuilder {
     down_after: Duration,
     failover_timeout: Duration,
     proxied_sentinels: bool,
+    tls: bool,
     server: RedisServerBuilder,
     sentinel: RedisServerBuilder,
 }
@@ -38,6 +39,7 @@ impl Default for RedisSentinelBuilder {
             down_after: Duration::from_millis(500),
             failover_timeout: Duration::from_secs(2),
             proxied_sentinels: false,
+            tls: false,
             server,
             sentinel: RedisServer::builder().keeps_conf(),
         }
@@ -73,6 +75,19 @@ impl RedisSentinelBuilder {
     /// How long a failover may take, and half of how long the next attempt waits; 2 s unless set.
     pub fn failover_timeout(mut self, timeout: Duration) -> Self {
         self.failover_timeout = timeout;
+        self
+    }
+
+    /// Lets the servers and the sentinels talk to each other and to their clients with TLS, and show
+    /// `certificate`, which is one for [peers](crate::Authority::peer). The fixture itself needs none.
+    ///
+    /// # Panics
+    ///
+    /// At the start if the sentinels are [proxied](Self::proxied_sentinels) as well.
+    pub fn tls(mut self, certificate: &Certificate) -> Self {
+        self.tls = true;
+        self.server = self.server.group_tls(certificate);
+        self.sentinel = self.sentinel.group_tls(certificate);
         self
     }
 
@@ -151,14 +166,18 @@ impl RedisSentinelBuilder {
     ///
     /// If there is no server binary, or if that takes too long.
     pub async fn start(self) -> RedisSentinel {
+        assert!(
+            !(self.tls && self.proxied_sentinels),
+            "the proxies lead to the ports without TLS"
+        );
         let server = self.server.clone().replicating();
         let master = server.clone().start().await;
-        let replica = server.arg("replicaof", &format!("127.0.0.1 {}", master.port()));
+        let replica = server.arg("replicaof", &format!("127.0.0.1 {}", master.group_port()));
         let (replicas, _) = start_all(vec![replica; self.replicas], false).await;
         let mut servers = vec![master];
         servers.extend(replicas);
 
-        let sentinel = self.sentinel(servers[0].port());
+        let sentinel = self.sentinel(servers[0].group_port());
         let (sentinels, proxies) =
             start_all(vec![sentinel; self.sentinels], self.proxied_sentinels).await;
         for sentinel in &sentinels {

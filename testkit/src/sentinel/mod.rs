@@ -56,10 +56,10 @@ impl RedisSentinel {
         &self.sentinels
     }
 
-    /// The addresses that clients reach the sentinels at.
+    /// The addresses that clients reach the sentinels at, if the group has TLS with that.
     pub fn sentinel_addrs(&self) -> Vec<SocketAddr> {
         if self.proxies.is_empty() {
-            self.sentinels.iter().map(RedisServer::addr).collect()
+            self.sentinels.iter().map(RedisServer::group_addr).collect()
         } else {
             self.proxies.iter().map(FaultProxy::addr).collect()
         }

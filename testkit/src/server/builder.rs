@@ -127,10 +127,7 @@ impl RedisServerBuilder {
     /// Starts the server, if `proxied` behind a proxy whose address it announces.
     async fn start_behind(self, proxied: bool) -> (RedisServer, Option<FaultProxy>) {
         for _ in 0..PORT_ATTEMPTS {
-            let port = match self.mode {
-                Mode::Single if !self.keeps_conf => ports::free(),
-                _ => ports::free_with_bus(),
-            };
+            let port = self.free_port();
             let proxy = if proxied {
                 Some(FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await)
             } else {
@@ -148,6 +145,13 @@ impl RedisServerBuilder {
         panic!("lost {PORT_ATTEMPTS} free ports in a row to other processes");
     }
 
+    fn free_port(&self) -> u16 {
+        match self.mode {
+            Mode::Single if !self.keeps_conf => ports::free(),
+            _ => ports::free_with_bus(),
+        }
+    }
+
     fn prepare(&self, port: u16, announced: Option<u16>) -> RedisServer {
         let scratch = self.dir.is_none().then(|| {
             let dir = tempfile::Builder::new().prefix("testkit-redis-").tempdir();
@@ -160,7 +164,7 @@ impl RedisServerBuilder {
         let mut lines = self.fixture_lines(&dir);
         lines.extend(announced.map(|announced| self.mode.announcing(port, announced)));
         let tls = self.tls.clone().map(|certificate| Tls {
-            port: ports::free(),
+            port: self.free_port(),
             certificate,
         });
         lines.extend(tls.iter().map(|tls| tls.conf(self.tls_client_auth)));
@@ -216,6 +220,11 @@ impl RedisServerBuilder {
             self = self.arg("masteruser", user);
         }
         self.arg("masterauth", &quote(&login.password))
+    }
+
+    /// Lets the server, the other ones of its group and their clients talk to each other with TLS only.
+    pub(crate) fn group_tls(self, certificate: &Certificate) -> Self {
+        self.tls(certificate).arg("tls-replication", "yes")
     }
 
     /// Lets a restart go on with the configuration file as the server has rewritten it.

@@ -1,5 +1,7 @@
 //! A server that speaks TLS as well.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use super::RedisServer;
 use crate::certs::Certificate;
 
@@ -24,6 +26,16 @@ impl Tls {
 }
 
 impl RedisServer {
+    /// The port that the members of a group, and its clients, use: with TLS they use nothing else.
+    pub(crate) fn group_port(&self) -> u16 {
+        self.tls.as_ref().map_or(self.port, |tls| tls.port)
+    }
+
+    /// The address with that port.
+    pub(crate) fn group_addr(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.group_port()).into()
+    }
+
     /// The port that speaks TLS.
     ///
     /// # Panics
