@@ -16,13 +16,16 @@ use redis_conn::{
     raw::{Call, Class, Engine, Redis, Reply, Script},
 };
 use testkit::{
-    AfterDrop, Answer, Fault, Matching, PASSWORD, RedisCluster, RedisServer, RespMock, USER,
+    AfterDrop, Answer, Fault, Matching, PASSWORD, RedisCluster, RedisServer, Request, RespMock,
+    USER,
 };
 use tokio::task::JoinHandle;
 
 /// Longer than anything that works takes, so that it decides no test.
 const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(200);
+/// Ten times the longest stop that a shard may have when another one is lost; less than [`LONG`], so that no deadline hides it.
+const HANG: Duration = Duration::from_secs(10);
 
 fn endpoints(cluster: &RedisCluster) -> Vec<Endpoint> {
     let addrs = cluster.addrs().into_iter();
@@ -206,7 +209,7 @@ struct Tally {
 }
 
 impl Writer {
-    fn start(redis: &Redis, key: &str) -> Self {
+    fn start(redis: &Redis, key: &str, deadline: Duration) -> Self {
         let (stop, acknowledged) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU64::new(0)),
@@ -217,7 +220,7 @@ impl Writer {
             let mut tally = Tally::default();
             while !stopped.load(Ordering::Relaxed) {
                 let began = Instant::now();
-                match redis.call(incr(&key), Duration::from_secs(5)).await {
+                match redis.call(incr(&key), deadline).await {
                     Ok(_) => drop(counted.fetch_add(1, Ordering::Relaxed)),
                     Err(error) => tally.failed.push(error),
                 }
@@ -259,8 +262,8 @@ async fn a_shard_is_lost(fail: impl FnOnce(&RedisCluster, usize)) {
     let owner = cluster.primary_of(slot).await;
 
     let others = [
-        Writer::start(&redis, &second),
-        Writer::start(&redis, &third),
+        Writer::start(&redis, &second, LONG),
+        Writer::start(&redis, &third, LONG),
     ];
     for writer in &others {
         writer.goes_on().await;
@@ -276,7 +279,7 @@ async fn a_shard_is_lost(fail: impl FnOnce(&RedisCluster, usize)) {
             tally.failed.is_empty(),
             "the other shards see nothing: {tally:?}"
         );
-        assert!(tally.longest < Duration::from_secs(10), "{tally:?}");
+        assert!(tally.longest < HANG, "{tally:?}");
     }
     assert!(backend.watch_state().wait_for(State::Connected).await);
     backend.close(LONG).await.unwrap();
@@ -302,7 +305,8 @@ async fn a_hot_slot_moves_under_writes_and_nobody_notices() {
     let from = cluster.primary_of(slot).await;
     let to = (from + 1) % 3;
 
-    let writers: Vec<_> = names.iter().map(|key| Writer::start(&redis, key)).collect();
+    let writers = names.iter().map(|key| Writer::start(&redis, key, LONG));
+    let writers: Vec<_> = writers.collect();
     for writer in &writers {
         writer.goes_on().await;
     }
@@ -537,4 +541,136 @@ async fn redirections_without_end_end() {
     let failed = redis(&backend).call(get("k"), LONG).await.unwrap_err();
     assert_eq!(*failed.kind(), ErrorKind::Unavailable);
     assert_eq!(mock.count("GET"), 6);
+}
+
+/// Servers that claim to be a cluster in which the first one has all slots, and what that one answers to commands.
+async fn mocks<const COUNT: usize>(
+    answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+) -> [RespMock; COUNT] {
+    let mut mocks = Vec::new();
+    for _ in 0..COUNT {
+        mocks.push(RespMock::start(|_| Answer::Default).await);
+    }
+    let mocks: [RespMock; COUNT] = mocks.try_into().unwrap();
+    for mock in &mocks {
+        mock.set_mode("cluster");
+        mock.set_slots([(0, 16_383, mocks[0].addr())]);
+    }
+    mocks[0].on(answer);
+    mocks
+}
+
+fn seeds<'a>(mocks: impl IntoIterator<Item = &'a RespMock>) -> ConfigBuilder {
+    let seed = |mock: &RespMock| Endpoint::tcp("127.0.0.1", mock.addr().port());
+    Config::cluster(mocks.into_iter().map(seed)).lanes(1)
+}
+
+/// Has the slots looked up `times` more, by somebody who is told that they are not served.
+async fn look_ups(redis: &Redis, asked: &RespMock, times: usize) {
+    let before = asked.count("CLUSTER SLOTS");
+    // Its slot is one of the first.
+    let unserved = || Call::new("UNSERVED", Class::Idempotent).key("{b}");
+    until(async || {
+        redis.call(unserved(), SHORT).await.unwrap_err();
+        asked.count("CLUSTER SLOTS") >= before + times
+    })
+    .await;
+}
+
+fn served(request: &Request) -> Answer {
+    match request.arg(0).as_str() {
+        "GET" => Answer::bulk("v"),
+        "UNSERVED" => Answer::error("CLUSTERDOWN Hash slot not served"),
+        _ => Answer::Default,
+    }
+}
+
+/// They were reset, were forgotten by the others, or have not met them yet, and are more than those who have slots.
+#[tokio::test]
+async fn nodes_without_slots_among_the_seeds_change_nothing() {
+    let mocks: [_; 3] = mocks(served).await;
+    let [here, stranger, another] = &mocks;
+    stranger.set_slots([]);
+    another.set_slots([]);
+    let backend = Backend::redis(seeds(&mocks).build().unwrap()).unwrap();
+    backend.ready(LONG).await.unwrap();
+    let redis = redis(&backend);
+    for _ in 0..8 {
+        look_ups(&redis, stranger, 1).await;
+        assert_eq!(text(redis.call(get("k"), LONG).await.unwrap()), "v");
+    }
+    let named = here.requests();
+    let named = named.iter().filter(|request| request.is("CLIENT SETNAME"));
+    let lanes = named.filter(|request| request.arg(2).ends_with(":lane"));
+    assert_eq!(lanes.count(), 1, "its connection was never given up");
+    assert_eq!(backend.state(), State::Connected);
+}
+
+/// They are more than the nodes that are left, and have all the slots.
+#[tokio::test]
+async fn addresses_that_have_come_to_another_cluster_are_not_followed() {
+    let mocks: [_; 3] = mocks(served).await;
+    let [here, second, third] = &mocks;
+    let thirds = [
+        (0, 4_999, here.addr()),
+        (5_000, 9_999, second.addr()),
+        (10_000, 16_383, third.addr()),
+    ];
+    mocks.iter().for_each(|mock| mock.set_slots(thirds));
+    // That there are others is told by the first one.
+    let backend = Backend::redis(seeds([here]).build().unwrap()).unwrap();
+    backend.ready(LONG).await.unwrap();
+
+    let foreign = RespMock::start(|_| Answer::Default).await;
+    for mock in [second, third] {
+        mock.set_slots([(0, 16_383, foreign.addr())]);
+    }
+    here.set_slots([(0, 4_999, here.addr())]);
+    look_ups(&redis(&backend), here, 8).await;
+    assert_eq!(foreign.accepted(), 0);
+}
+
+#[tokio::test]
+async fn a_node_that_a_slot_is_on_its_way_to_keeps_its_connection() {
+    let [here, there] = mocks(|_| Answer::Default).await;
+    let target = there.addr();
+    here.on(move |request| match request.is("GET") {
+        true => Answer::error(format!("ASK 1 {target}")),
+        false => served(request),
+    });
+    there.on(served);
+    let backend = Backend::redis(seeds([&here]).build().unwrap()).unwrap();
+    backend.ready(LONG).await.unwrap();
+    let redis = redis(&backend);
+    for _ in 0..4 {
+        assert_eq!(text(redis.call(get("k"), LONG).await.unwrap()), "v");
+        look_ups(&redis, &here, 2).await;
+    }
+    assert_eq!(there.accepted(), 1);
+}
+
+/// The pauses double from 250 ms to 2 s.
+#[tokio::test]
+async fn slots_that_stay_without_a_server_are_looked_up_ever_more_seldom() {
+    let [mock] = mocks(|_| Answer::Default).await;
+    mock.set_slots([(0, 16_000, mock.addr())]);
+    let began = Instant::now();
+    let backend = Backend::redis(seeds([&mock]).build().unwrap()).unwrap();
+    mock.wait_for(|mock| mock.count("CLUSTER SLOTS") == 6).await;
+    assert!(began.elapsed() >= Duration::from_secs(3));
+
+    // Somebody who needs one of them waits for no pause.
+    let missing = (0..).map(|n| format!("k{n}"));
+    let missing = missing
+        .into_iter()
+        .find(|key| RedisCluster::slot_of(key) > 16_000);
+    let missing = missing.unwrap();
+    let asking = Instant::now();
+    let redis = redis(&backend);
+    redis.call(get(&missing), LONG).await.unwrap_err();
+    mock.set_slots([(0, 16_383, mock.addr())]);
+    mock.on(served);
+    until(async || redis.call(get(&missing), LONG).await.is_ok()).await;
+    assert!(asking.elapsed() < HANG);
+    assert!(backend.watch_state().wait_for(State::Connected).await);
 }

@@ -243,9 +243,15 @@ impl Redis {
                 cluster.node_of(key, deadline).await.map_err(|f| f.error)?
             }
         };
-        // The lanes end with the runtime that drives them.
-        if self.inner.context.closed.is_cancelled() || node.is_closed() {
+        if self.inner.context.closed.is_cancelled() {
             return Err(closed());
+        }
+        // The lanes end with the runtime that drives them, and with the node's place in the cluster.
+        if node.is_closed() {
+            return Err(match &self.inner.topology {
+                Topology::One(_) => closed(),
+                Topology::Cluster(cluster) => cluster.gone().error,
+            });
         }
         Dedicated::check_out(&node.pool(), deadline, &self.inner.context).await
     }
@@ -281,15 +287,35 @@ impl Redis {
     }
 
     pub(crate) async fn publish(&self, channel: &str, frame: &[u8]) -> Result<(), Error> {
+        let end = deadline::after(self.command_timeout());
         let name = match &self.inner.topology {
-            Topology::Cluster(cluster) if cluster.is_sharded() => "SPUBLISH",
+            Topology::Cluster(cluster) if self.is_sharded(cluster, end).await? => "SPUBLISH",
             _ => "PUBLISH",
         };
         // Any node of an older cluster takes it, but two could pass it on in another order.
         let call = Call::new(name, Class::AtMostOnce).key(channel);
-        self.call(call.arg(frame), self.command_timeout())
+        self.call(call.arg(frame), end.duration_since(Instant::now()))
             .await
             .map(drop)
+    }
+
+    /// Whether those who listen do so in the slot of their channel. Before that is known nothing can be published that they hear.
+    async fn is_sharded(&self, cluster: &Cluster, deadline: Instant) -> Result<bool, Error> {
+        if self.inner.context.closed.is_cancelled() {
+            return Err(closed());
+        }
+        let config = self.inner.context.dialer.config();
+        let mut retries = Retries::new(config, Class::AtMostOnce, deadline, true);
+        loop {
+            let failure = match cluster.map(deadline).await {
+                Ok(map) => return Ok(map.is_sharded()),
+                Err(failure) => failure,
+            };
+            match retries.after(&failure) {
+                Next::After(pause) => sleep(pause).await,
+                Next::Fail | Next::Follow(_) => return Err(failure.error),
+            }
+        }
     }
 
     pub(crate) async fn listen(&self, channel: &Arc<str>) -> Result<(), Error> {

@@ -4,6 +4,7 @@
 //! `MOVED`. Here a command goes where the map says, follows what the nodes answer to it, and has the map looked up again by
 //! [`survey`], at most every 250 ms.
 
+mod election;
 mod map;
 mod redirect;
 pub(super) mod slot;
@@ -11,6 +12,7 @@ mod survey;
 mod trigger;
 mod view;
 mod waiting;
+mod witness;
 
 use std::{
     collections::HashMap,
@@ -39,10 +41,19 @@ use crate::config::{Endpoint, ScaleReads};
 /// The nodes of a cluster, and the way to the one that has a key.
 pub(super) struct Cluster {
     sight: watch::Sender<Sight>,
-    members: Mutex<HashMap<(Endpoint, Purpose), Arc<Node>>>,
+    members: Mutex<Members>,
     trigger: Arc<Trigger>,
     waiting: Waiting,
     context: Arc<Context>,
+}
+
+type Members = HashMap<(Endpoint, Purpose), Member>;
+
+/// A node that is connected to.
+struct Member {
+    node: Arc<Node>,
+    /// When another node last sent somebody there.
+    named: Option<Instant>,
 }
 
 /// What is known of the cluster.
@@ -81,7 +92,7 @@ impl Cluster {
     ) -> Result<Value, Failure> {
         let asking = redirect.as_ref().is_some_and(|redirect| redirect.asking);
         let node = match redirect {
-            Some(redirect) => self.member(redirect.endpoint(), Purpose::Lane),
+            Some(redirect) => self.named(redirect.endpoint()),
             None => match self.known_route(call) {
                 Some(node) => node,
                 None => self.route(call, deadline).await?,
@@ -105,15 +116,21 @@ impl Cluster {
         match failure.fault {
             // A slot on its way stays where it is until it has arrived.
             Fault::Ask | Fault::TryAgain | Fault::Saturated => {}
-            Fault::Closed if !matches!(*self.sight.borrow(), Sight::Closed) => {
-                self.trigger.pull();
-                return Failure::away("the node is not part of the cluster any more");
-            }
+            Fault::Closed => return self.gone(),
             fault if fault.row().connection != super::fault::Verdict::Keep => self.trigger.pull(),
             Fault::Moved | Fault::ClusterDown | Fault::MasterDown => self.trigger.pull(),
             _ => {}
         }
         failure
+    }
+
+    /// Why a node takes no commands any more.
+    pub(super) fn gone(&self) -> Failure {
+        if matches!(*self.sight.borrow(), Sight::Closed) {
+            return Failure::closed();
+        }
+        self.trigger.pull();
+        Failure::away("the node is not part of the cluster any more")
     }
 
     /// The node for a call if the map has one, which is nearly always so.
@@ -152,7 +169,7 @@ impl Cluster {
     }
 
     /// The map, or the first one there will be.
-    async fn map(&self, deadline: Instant) -> Result<Arc<Map>, Failure> {
+    pub(super) async fn map(&self, deadline: Instant) -> Result<Arc<Map>, Failure> {
         if let Sight::Known(map) = &*self.sight.borrow() {
             return Ok(Arc::clone(map));
         }
@@ -184,9 +201,12 @@ impl Cluster {
         &self.trigger
     }
 
-    /// Whether messages are published in the slot of their channel.
-    pub(super) fn is_sharded(&self) -> bool {
-        matches!(&*self.sight.borrow(), Sight::Known(map) if map.is_sharded())
+    /// Whether messages are published in the slot of their channel, if that is known.
+    fn known_to_be_sharded(&self) -> Option<bool> {
+        match &*self.sight.borrow() {
+            Sight::Known(map) => Some(map.is_sharded()),
+            _ => None,
+        }
     }
 
     /// Has a cluster that waits for its first caller looked up.
@@ -195,24 +215,59 @@ impl Cluster {
     }
 
     pub(super) fn close_pools(&self) {
-        self.members().values().for_each(|node| node.close_pool());
+        self.members()
+            .values()
+            .for_each(|member| member.node.close_pool());
     }
 
-    fn members(&self) -> MutexGuard<'_, HashMap<(Endpoint, Purpose), Arc<Node>>> {
+    fn members(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The node at an address. It is being connected to if it is a new one.
     fn member(&self, endpoint: Endpoint, purpose: Purpose) -> Arc<Node> {
-        let target = || Target::Member(endpoint.clone(), Arc::clone(&self.trigger));
         let mut members = self.members();
+        Arc::clone(&self.enter(&mut members, endpoint, purpose).node)
+    }
+
+    /// The node that another one names.
+    fn named(&self, endpoint: Endpoint) -> Arc<Node> {
+        let mut members = self.members();
+        let member = self.enter(&mut members, endpoint, Purpose::Lane);
+        member.named = Some(Instant::now());
+        Arc::clone(&member.node)
+    }
+
+    fn enter<'a>(
+        &self,
+        members: &'a mut Members,
+        endpoint: Endpoint,
+        purpose: Purpose,
+    ) -> &'a mut Member {
+        let target = || Target::Member(endpoint.clone(), Arc::clone(&self.trigger));
         let member = members.entry((endpoint.clone(), purpose));
-        Arc::clone(member.or_insert_with(|| Node::start(target(), purpose, &self.context)))
+        member.or_insert_with(|| Member {
+            node: Node::start(target(), purpose, &self.context),
+            named: None,
+        })
+    }
+
+    /// The nodes that have slots. They are being connected to if they are new ones.
+    fn primaries(&self, view: &View) -> Vec<Arc<Node>> {
+        let mut endpoints: Vec<_> = view.ranges.iter().map(|range| &range.primary).collect();
+        endpoints.sort_by_key(|endpoint| endpoint.to_string());
+        endpoints.dedup();
+        let member = |endpoint: &Endpoint| self.member(endpoint.clone(), Purpose::Lane);
+        endpoints.into_iter().map(member).collect()
     }
 
     /// All nodes that are connected to.
     pub(super) fn nodes(&self) -> Vec<Arc<Node>> {
-        self.members().values().map(Arc::clone).collect()
+        let members = self.members();
+        members
+            .values()
+            .map(|member| Arc::clone(&member.node))
+            .collect()
     }
 
     /// The nodes that answer at once, in no order.
@@ -220,8 +275,8 @@ impl Cluster {
         let members = self.members();
         let live = members
             .iter()
-            .filter(|((_, purpose), node)| *purpose == Purpose::Lane && node.is_up());
-        live.map(|((endpoint, _), node)| (endpoint.clone(), Arc::clone(node)))
+            .filter(|((_, purpose), member)| *purpose == Purpose::Lane && member.node.is_up());
+        live.map(|((endpoint, _), member)| (endpoint.clone(), Arc::clone(&member.node)))
             .collect()
     }
 
@@ -233,15 +288,26 @@ impl Cluster {
             purpose => Some(self.member(endpoint.clone(), purpose)),
         });
         let mut gone = Vec::new();
-        self.members().retain(|_, node| {
-            let stays = map.contains(node);
+        self.members().retain(|_, member| {
+            let stays = map.contains(&member.node) || member.is_in_use();
             if !stays {
-                gone.push(Arc::clone(node));
+                gone.push(Arc::clone(&member.node));
             }
             stays
         });
         self.sight.send_replace(Sight::Known(Arc::new(map)));
         gone.iter().for_each(|node| node.retire());
+    }
+}
+
+impl Member {
+    /// Whether a slot may be on its way to a node that has none yet. One that does not answer is given up sooner.
+    fn is_in_use(&self) -> bool {
+        let patience = match self.node.is_up() {
+            true => survey::PERIOD,
+            false => survey::LIMIT,
+        };
+        self.named.is_some_and(|named| named.elapsed() < patience)
     }
 }
 
@@ -258,5 +324,41 @@ impl fmt::Debug for Cluster {
         f.debug_struct("Cluster")
             .field("sight", &*self.sight.borrow())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Handle;
+    use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+    use super::*;
+    use crate::{
+        Config, ErrorKind,
+        redis::{board::Board, dial::Dialer, greeting::Mode, telemetry::Telemetry},
+    };
+
+    #[tokio::test]
+    async fn a_node_that_has_left_is_no_end_of_the_backend() {
+        let config = Config::cluster([Endpoint::tcp("127.0.0.1", 1)]);
+        let config = config.build().unwrap();
+        let cluster = Cluster {
+            sight: watch::Sender::new(Sight::Unknown),
+            members: Mutex::default(),
+            trigger: Arc::default(),
+            waiting: Waiting::new(&config),
+            context: Arc::new(Context {
+                dialer: Dialer::new(config, "test", Mode::Cluster),
+                board: Board::new(),
+                telemetry: Telemetry::new(),
+                runtime: Handle::current(),
+                tasks: TaskTracker::new(),
+                closed: CancellationToken::new(),
+                aborted: CancellationToken::new(),
+            }),
+        };
+        assert_eq!(*cluster.gone().error.kind(), ErrorKind::Unavailable);
+        cluster.sight.send_replace(Sight::Closed);
+        assert_eq!(*cluster.gone().error.kind(), ErrorKind::Closed);
     }
 }

@@ -7,26 +7,35 @@ use std::{
 
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 
-use super::{Cluster, Sight, view::View};
+use super::{
+    Cluster, Sight,
+    election::{Testimony, elect},
+    view::View,
+    witness::{Witness, greet},
+};
 use crate::{
     State,
     config::{Endpoint, ScaleReads},
     random,
-    redis::{
-        Call, Class, Context, board::LightId, dial::Purpose, fault::Failure, greeting::Version,
-        node::Node,
-    },
+    redis::{Context, board::LightId, fault::Failure, greeting::Version},
     trace::event,
 };
 
 /// The shortest time between two look-ups.
 const FLOOR: Duration = Duration::from_millis(250);
 
+/// The longest pause before the next look-up while slots have no server or the nodes disagree, unless somebody asks for it: a part
+/// of a cluster may be left without a server for long, and on purpose.
+const CEILING: Duration = Duration::from_secs(2);
+
+/// The same while no node answers: nobody has lanes then whose failures would ask.
+const CEILING_IN_THE_DARK: Duration = Duration::from_secs(1);
+
 /// The longest time between two look-ups: a new replica, or a node without keys in use, gives no other sign.
-const PERIOD: Duration = Duration::from_secs(30);
+pub(super) const PERIOD: Duration = Duration::from_secs(30);
 
 /// The same for those who read from replicas: a node does not name a replica until it has copied something, and nothing tells when.
 const PERIOD_OF_READERS: Duration = Duration::from_secs(5);
@@ -41,7 +50,7 @@ const HEDGE: Duration = Duration::from_millis(150);
 const GRACE: Duration = Duration::from_millis(150);
 
 /// How long one look-up may take in all.
-const LIMIT: Duration = Duration::from_secs(1);
+pub(super) const LIMIT: Duration = Duration::from_secs(1);
 
 /// So many addresses are remembered beside those of the configuration.
 const MEMORY: usize = 256;
@@ -57,12 +66,22 @@ pub(super) struct Surveyor {
     configured: Vec<Endpoint>,
     /// Every node ever seen: when all of the present ones are gone, one of them may lead to the new ones.
     seen: Vec<Endpoint>,
+    /// What is believed at present.
+    present: Option<View>,
+    /// Nobody who answered the last time belongs to the cluster.
+    lost: bool,
 }
 
-/// One answer.
-struct Testimony {
-    view: View,
-    version: Version,
+/// How a look-up ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Settled,
+    /// There is reason to look again soon: a slot has no server, the nodes disagree, or something about them is not known yet.
+    Open {
+        moved: bool,
+    },
+    /// Nobody answered.
+    Dark,
 }
 
 impl Surveyor {
@@ -74,6 +93,8 @@ impl Surveyor {
             context,
             configured: seeds.to_vec(),
             seen: Vec::new(),
+            present: None,
+            lost: false,
         }
     }
 
@@ -100,58 +121,111 @@ impl Surveyor {
             ScaleReads::Primary => PERIOD,
             ScaleReads::Replica | ScaleReads::Any => PERIOD_OF_READERS,
         };
+        let mut pause = FLOOR;
         loop {
             let began = Instant::now();
-            let settled = self.survey().await;
+            let outcome = self.survey().await;
             self.context.telemetry.refreshed(began.elapsed());
             sleep_until(began + FLOOR).await;
-            if settled {
-                let _ = timeout(period, trigger.pulled()).await;
-            }
+            let end = match outcome {
+                Outcome::Settled => {
+                    pause = FLOOR;
+                    Instant::now() + period
+                }
+                Outcome::Open { moved: true } => {
+                    pause = FLOOR;
+                    continue;
+                }
+                Outcome::Open { moved: false } | Outcome::Dark => {
+                    let ceiling = match outcome {
+                        Outcome::Dark => CEILING_IN_THE_DARK,
+                        _ => CEILING,
+                    };
+                    let end = began + pause.min(ceiling);
+                    pause = (pause * 2).min(ceiling);
+                    end
+                }
+            };
+            let _ = timeout_at(end, trigger.pulled()).await;
         }
     }
 
-    /// One look-up. `false` if there is reason to look again soon: nobody answered, a slot has no server, or the nodes disagree.
-    async fn survey(&mut self) -> bool {
+    /// One look-up.
+    async fn survey(&mut self) -> Outcome {
         let Some(cluster) = self.cluster.upgrade() else {
-            return true;
+            return Outcome::Settled;
         };
-        let context = Arc::clone(&self.context);
-        let board = &context.board;
         let testimonies = match self.ask(&cluster).await {
             Ok(testimonies) => testimonies,
             Err(failure) => {
-                event!(
-                    warn,
-                    "no node of the cluster tells who has the slots: {}",
-                    failure.error
-                );
-                board.fail(self.light, &failure);
-                cluster.sight.send_if_modified(|sight| {
-                    let blind = matches!(sight, Sight::Unknown | Sight::Away(_));
-                    if blind {
-                        *sight = Sight::Away(failure);
-                    }
-                    blind
-                });
-                return false;
+                self.is_blind(&cluster, failure);
+                return Outcome::Dark;
             }
         };
-        let (elected, unanimous) = elect(&testimonies);
+        let elected = elect(&testimonies, self.present.as_ref());
+        self.lost = elected.is_none();
+        let Some((elected, unanimous)) = elected else {
+            let text = "the nodes that answer have no slots, or belong to another cluster";
+            self.is_blind(&cluster, Failure::away(text));
+            return Outcome::Dark;
+        };
         self.remember(elected);
-        let versions = testimonies.iter().map(|testimony| testimony.version);
-        let is_sharded = versions.min().is_some_and(|oldest| oldest >= SHARDED);
-        cluster.adopt(elected, is_sharded);
+        let is_sharded = self.is_sharded(&cluster, elected).await;
+        cluster.adopt(elected, is_sharded.unwrap_or_else(|guess| guess));
         let complete = elected.is_complete();
+        let board = &self.context.board;
         if complete {
             board.pass(self.light);
         } else {
-            board.fail(
-                self.light,
-                &Failure::away("some slots of the cluster have no server"),
-            );
+            let failure = Failure::away("some slots of the cluster have no server");
+            board.fail(self.light, &failure);
         }
-        complete && unanimous
+        let moved = !self
+            .present
+            .as_ref()
+            .is_some_and(|view| view.agrees(elected));
+        self.present = Some(elected.clone());
+        if complete && unanimous && is_sharded.is_ok() {
+            return Outcome::Settled;
+        }
+        Outcome::Open { moved }
+    }
+
+    /// Nobody tells anything that could be used. What was known before still holds.
+    fn is_blind(&self, cluster: &Cluster, failure: Failure) {
+        event!(
+            warn,
+            "no node of the cluster tells who has the slots: {}",
+            failure.error
+        );
+        self.context.board.fail(self.light, &failure);
+        cluster.sight.send_if_modified(|sight| {
+            let blind = matches!(sight, Sight::Unknown | Sight::Away(_));
+            if blind {
+                *sight = Sight::Away(failure);
+            }
+            blind
+        });
+    }
+
+    /// Whether channels belong to slots: not as long as one primary is older than that.
+    ///
+    /// If one has not been reached nobody can tell, and the answer stays what it was: those who publish and those who listen must
+    /// not part because a node is away for a moment. Before the first answer the nodes are waited for, but not for long.
+    async fn is_sharded(&self, cluster: &Arc<Cluster>, view: &View) -> Result<bool, bool> {
+        let primaries = cluster.primaries(view);
+        let known = cluster.known_to_be_sharded();
+        if known.is_none() {
+            greet(&primaries, Instant::now() + GRACE).await;
+        }
+        let versions = primaries.iter().map(|node| node.version());
+        if versions.clone().flatten().any(|version| version < SHARDED) {
+            return Ok(false);
+        }
+        if versions.into_iter().any(|version| version.is_none()) {
+            return Err(known.unwrap_or(true));
+        }
+        Ok(true)
     }
 
     /// Asks some of the nodes, all at once, and others in the place of those that fail or say nothing.
@@ -162,7 +236,7 @@ impl Surveyor {
             asked.spawn(witness.ask(Arc::clone(&self.context)));
         }
         let mut end = Instant::now() + LIMIT;
-        let mut testimonies = Vec::new();
+        let mut testimonies: Vec<Testimony> = Vec::new();
         let mut failure = None;
         loop {
             let patience = end.min(Instant::now() + HEDGE);
@@ -172,8 +246,13 @@ impl Surveyor {
                     if testimonies.is_empty() {
                         end = end.min(Instant::now() + GRACE);
                     }
-                    testimonies.push(testimony);
-                    false
+                    // A name and an address may be those of one node, which has one vote.
+                    let is_known = |other: &Testimony| other.is_of_the_same_node(&testimony);
+                    let known = testimonies.iter().any(is_known);
+                    if !known {
+                        testimonies.push(testimony);
+                    }
+                    known
                 }
                 Ok(Some(Ok(Err(failed)))) => {
                     failure = Some(failed);
@@ -198,7 +277,8 @@ impl Surveyor {
         Ok(testimonies)
     }
 
-    /// Those that are connected come first, in a random order; then every address that was ever known.
+    /// Those that are connected come first, in a random order; then every address that was ever known. If that has led nowhere,
+    /// those of the configuration come first.
     fn candidates(&self, cluster: &Cluster) -> Vec<Witness> {
         let live = cluster.live();
         let known = self.configured.iter().chain(&self.seen);
@@ -216,7 +296,15 @@ impl Surveyor {
         shuffle(&mut witnesses);
         shuffle(&mut others);
         witnesses.extend(others);
-        let witness = |(endpoint, node)| Witness { endpoint, node };
+        let is_configured = |endpoint: &Endpoint| self.configured.contains(endpoint);
+        if self.lost {
+            witnesses.sort_by_key(|(endpoint, _)| !is_configured(endpoint));
+        }
+        let witness = |(endpoint, node)| Witness {
+            is_configured: is_configured(&endpoint),
+            endpoint,
+            node,
+        };
         witnesses.into_iter().map(witness).collect()
     }
 
@@ -229,56 +317,6 @@ impl Surveyor {
         let surplus = self.seen.len().saturating_sub(MEMORY);
         self.seen.drain(..surplus);
     }
-}
-
-/// A node that is asked; over its lanes if it has any.
-struct Witness {
-    endpoint: Endpoint,
-    node: Option<Arc<Node>>,
-}
-
-impl Witness {
-    async fn ask(self, context: Arc<Context>) -> Result<Testimony, Failure> {
-        let call = Call::new("CLUSTER", Class::Idempotent).arg("SLOTS");
-        let deadline = Instant::now() + LIMIT;
-        let (answer, version) = match self.node {
-            Some(node) => {
-                let answer = node.exchange(call.attempt(deadline)).await?;
-                (answer, node.version().unwrap_or(SHARDED))
-            }
-            None => {
-                let dialled = context.dialer.dial(&self.endpoint, Purpose::Survey, None);
-                let mut connection = dialled.await?;
-                let sent = connection.commands.send_packed_command(call.command());
-                let answer = timeout_at(deadline, sent).await;
-                let answer = answer.map_err(|_| Failure::late(Class::Idempotent))?;
-                let answer = answer.map_err(|error| Failure::lost(Class::Idempotent, error))?;
-                if let ::redis::Value::ServerError(refusal) = &answer {
-                    return Err(Failure::of_greeting(refusal));
-                }
-                (answer, connection.version())
-            }
-        };
-        let view = View::read(&answer, &self.endpoint)?;
-        Ok(Testimony { view, version })
-    }
-}
-
-/// What most of the witnesses say, and whether all of them say it.
-fn elect(testimonies: &[Testimony]) -> (&View, bool) {
-    let votes = |view: &View| {
-        testimonies
-            .iter()
-            .filter(|other| other.view.agrees(view))
-            .count()
-    };
-    let mut elected = &testimonies[0].view;
-    for testimony in &testimonies[1..] {
-        if votes(&testimony.view) > votes(elected) {
-            elected = &testimony.view;
-        }
-    }
-    (elected, votes(elected) == testimonies.len())
 }
 
 fn shuffle<T>(items: &mut [T]) {

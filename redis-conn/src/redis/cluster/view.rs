@@ -1,5 +1,7 @@
 //! What one node says about who has which slots: the answer to `CLUSTER SLOTS`.
 
+use std::net::SocketAddr;
+
 use ::redis::Value;
 
 use super::slot::SLOTS;
@@ -10,6 +12,8 @@ use crate::{config::Endpoint, redis::fault::Failure};
 pub(super) struct View {
     /// By their first slot.
     pub(super) ranges: Vec<Range>,
+    /// What the nodes that it names call themselves; nobody else in the world has the same name.
+    ids: Vec<(Endpoint, String)>,
 }
 
 /// Slots in a row with the same servers.
@@ -27,10 +31,33 @@ impl View {
         let Value::Array(ranges) = answer else {
             return Err(unreadable());
         };
+        let ids = ranges.iter().flat_map(|range| ids(range, asked)).collect();
         let ranges = ranges.iter().map(|range| Range::read(range, asked));
         let mut ranges: Vec<Range> = ranges.collect::<Option<_>>().ok_or_else(unreadable)?;
         ranges.sort_by_key(|range| range.first);
-        Ok(Self { ranges })
+        Ok(Self { ranges, ids })
+    }
+
+    /// Whether it names no node: it is that of a node that belongs to no cluster yet, or not any more.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// Whether both can be of one cluster: they have a node in common, or do not tell.
+    pub(super) fn is_kin(&self, other: &Self) -> bool {
+        let knows = |id: &str| other.ids.iter().any(|(_, known)| known == id);
+        self.ids.is_empty() || other.ids.is_empty() || self.ids.iter().any(|(_, id)| knows(id))
+    }
+
+    /// What the node at an address calls itself.
+    pub(super) fn id_at(&self, endpoint: &Endpoint) -> Option<&str> {
+        let mut ids = self.ids.iter();
+        ids.find(|(at, _)| at == endpoint).map(|(_, id)| &**id)
+    }
+
+    /// The same for one that is known here by its number.
+    pub(super) fn id_at_addr(&self, addr: SocketAddr) -> Option<&str> {
+        self.id_at(&Endpoint::tcp(addr.ip().to_string(), addr.port()))
     }
 
     /// Whether every slot has a server.
@@ -110,6 +137,25 @@ fn endpoint(node: &Value, asked: &Endpoint) -> Option<Endpoint> {
     }
 }
 
+/// The names of the nodes of a range as `[host, port, id, ..]`.
+fn ids(range: &Value, asked: &Endpoint) -> Vec<(Endpoint, String)> {
+    let Value::Array(parts) = range else {
+        return Vec::new();
+    };
+    let named = |node: &Value| {
+        let Value::Array(parts) = node else {
+            return None;
+        };
+        let id = match parts.get(2)? {
+            Value::BulkString(id) => std::str::from_utf8(id).ok()?,
+            Value::SimpleString(id) => id,
+            _ => return None,
+        };
+        Some((endpoint(node, asked)?, id.to_owned()))
+    };
+    parts.iter().skip(2).filter_map(named).collect()
+}
+
 fn unreadable() -> Failure {
     Failure::away("a node answered CLUSTER SLOTS with something else than slots")
 }
@@ -159,6 +205,28 @@ mod tests {
         assert!(whole.agrees(&read(vec![low.clone(), without_replica]).unwrap()));
         let taken_over = range(100, 16_383, vec![node("c", 1)]);
         assert!(!whole.agrees(&read(vec![low, taken_over]).unwrap()));
+    }
+
+    fn named(host: &str, port: i64, id: &str) -> Value {
+        let id = Value::BulkString(id.into());
+        Value::Array(vec![Value::BulkString(host.into()), Value::Int(port), id])
+    }
+
+    #[test]
+    fn clusters_are_told_from_each_other_by_the_names_of_their_nodes() {
+        let view = |nodes| read(vec![range(0, 16_383, nodes)]).unwrap();
+        let before = view(vec![named("a", 1, "one"), named("b", 1, "two")]);
+        let after = view(vec![named("c", 1, "two"), named("d", 1, "three")]);
+        let foreign = view(vec![named("a", 1, "four"), named("b", 1, "five")]);
+        let silent = view(vec![node("a", 1)]);
+        assert!(before.is_kin(&after) && after.is_kin(&before));
+        assert!(!before.is_kin(&foreign) && !foreign.is_kin(&before));
+        assert!(before.is_kin(&silent) && silent.is_kin(&before));
+        assert_eq!(after.id_at(&Endpoint::tcp("c", 1)), Some("two"));
+        assert_eq!(after.id_at(&Endpoint::tcp("a", 1)), None);
+        let by_number = view(vec![named("127.0.0.1", 7000, "one")]);
+        let addr = "127.0.0.1:7000".parse().unwrap();
+        assert_eq!(by_number.id_at_addr(addr), Some("one"));
     }
 
     #[test]
