@@ -674,3 +674,29 @@ async fn slots_that_stay_without_a_server_are_looked_up_ever_more_seldom() {
     assert!(asking.elapsed() < HANG);
     assert!(backend.watch_state().wait_for(State::Connected).await);
 }
+
+/// One has handed the slot over, and the other has not heard of it yet.
+#[tokio::test]
+async fn two_nodes_that_name_each_other_for_a_moment_cost_time_and_not_the_call() {
+    let [one, other] = mocks(|_| Answer::Default).await;
+    let settled = Arc::new(AtomicBool::new(false));
+    let (here, there) = (one.addr(), other.addr());
+    one.on(move |request| match request.is("INCR") {
+        true => Answer::error(format!("MOVED 1 {there}")),
+        false => Answer::Default,
+    });
+    let heard = Arc::clone(&settled);
+    other.on(move |request| match request.is("INCR") {
+        true if heard.load(Ordering::SeqCst) => Answer::Int(1),
+        true => Answer::error(format!("MOVED 1 {here}")),
+        false => Answer::Default,
+    });
+    let backend = Backend::redis(seeds([&one, &other]).build().unwrap()).unwrap();
+    backend.ready(LONG).await.unwrap();
+    let redis = redis(&backend);
+
+    let calling = tokio::spawn(async move { redis.call(incr("k"), LONG).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    settled.store(true, Ordering::SeqCst);
+    assert_eq!(calling.await.unwrap().unwrap().int().unwrap(), 1);
+}
