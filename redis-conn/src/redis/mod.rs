@@ -313,7 +313,7 @@ impl Redis {
             };
             match retries.after(&failure) {
                 Next::After(pause) => sleep(pause).await,
-                Next::Fail | Next::Follow(_) => return Err(failure.error),
+                Next::Fail | Next::Follow(..) => return Err(failure.error),
             }
         }
     }
