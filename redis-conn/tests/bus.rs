@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use redis_conn::{Backend, Bus, Config, ErrorKind, Event, Subscription};
+use redis_conn::{Backend, Bus, Config, ErrorKind, Event, State, Subscription};
 use testkit::{Fault, FaultProxy, PASSWORD, RedisServer, USER};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -336,7 +336,7 @@ async fn a_channel_that_is_forbidden_ends_and_the_others_go_on() {
     let health = backend.health();
     assert_eq!(health.overall, redis_conn::Status::Degraded);
     assert!(health.checks[0].message.contains("refused"), "{health:?}");
-    backend.ready(LONG).await.unwrap();
+    assert_eq!(backend.state(), State::Error);
     bus.publish("good", b"after").await.unwrap();
     assert_eq!(message(&mut good).await, "after");
     let refused = bus.subscribe("bad").await.unwrap_err();
@@ -344,39 +344,99 @@ async fn a_channel_that_is_forbidden_ends_and_the_others_go_on() {
     bus.publish("good", b"still").await.unwrap();
     assert_eq!(message(&mut good).await, "still");
     assert_eq!(backend.health().overall, redis_conn::Status::Degraded);
+    assert_eq!(backend.state(), State::Error, "nobody has listened again");
 
     allow(&["&tk:b1:good", "&tk:b1:bad"]).await;
     let mut bad = bus.subscribe("bad").await.unwrap();
-    assert_eq!(backend.health().overall, redis_conn::Status::Healthy);
+    assert_eq!(backend.state(), State::Connected);
+    shows(&backend, redis_conn::Status::Healthy).await;
     bus.publish("bad", b"again").await.unwrap();
     assert_eq!(message(&mut bad).await, "again");
 }
 
-#[tokio::test]
-async fn messages_that_cannot_arrive_are_seen_in_the_health() {
-    let server = RedisServer::start().await;
-    let backend = on(&server.url()).await;
-    let _news = backend.bus().subscribe("news").await.unwrap();
-    assert_eq!(backend.health().overall, redis_conn::Status::Healthy);
-    let mut admin = server.connection().await;
-    let _: () = redis::cmd("ACL")
-        .arg(&["SETUSER", "default", "-subscribe"])
-        .query_async(&mut admin)
-        .await
-        .unwrap();
-    let _: u64 = redis::cmd("CLIENT")
-        .arg(&["KILL", "TYPE", "pubsub"])
-        .query_async(&mut admin)
-        .await
-        .unwrap();
-    let degraded = async {
-        while backend.health().overall != redis_conn::Status::Degraded {
-            tokio::task::yield_now().await;
+/// Waits until the health says so, as it does when the probe has asked twice.
+async fn shows(backend: &Backend, status: redis_conn::Status) {
+    let shown = async {
+        while backend.health().overall != status {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(LONG, degraded)
+    let shown = tokio::time::timeout(LONG, shown).await;
+    shown.unwrap_or_else(|_| panic!("not {status:?}: {:?}", backend.health()));
+}
+
+async fn as_admin(server: &RedisServer, command: &str) {
+    let mut words = command.split(' ');
+    let mut admin = server.connection().await;
+    let mut asked = redis::cmd(words.next().unwrap());
+    let _: redis::Value = asked
+        .arg(words.collect::<Vec<_>>())
+        .query_async(&mut admin)
         .await
-        .expect("it looks healthy");
+        .unwrap();
+}
+
+/// The subscription had been granted, and is refused when it is made again.
+#[tokio::test]
+async fn messages_that_cannot_arrive_are_seen_in_the_state_and_in_the_health() {
+    let server = RedisServer::start().await;
+    let backend = on(&server.url()).await;
+    let mut news = backend.bus().subscribe("news").await.unwrap();
+    assert_eq!(backend.health().overall, redis_conn::Status::Healthy);
+    as_admin(&server, &format!("ACL SETUSER {USER} -subscribe")).await;
+    as_admin(&server, "CLIENT KILL TYPE pubsub").await;
+
+    assert_eq!(next(&mut news).await, Event::Gap);
+    let end = tokio::time::timeout(LONG, news.recv()).await;
+    assert_eq!(end.expect("it is deaf and does not know"), None);
+    assert_eq!(backend.state(), State::Error);
+    // It stays so for longer than the probe needs to change its mind, whatever becomes of the handle that has ended.
+    drop(news);
+    let mut health = backend.health();
+    let probed = |health: &redis_conn::Health| health.checks[0].details.as_ref().unwrap().probed_at;
+    for _ in 0..3 {
+        let before = probed(&health);
+        let asked = async {
+            while probed(&health) == before {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                health = backend.health();
+            }
+        };
+        tokio::time::timeout(LONG, asked).await.expect("no probe");
+        assert_eq!(health.overall, redis_conn::Status::Degraded, "{health:?}");
+        assert_eq!(backend.state(), State::Error);
+    }
+
+    as_admin(&server, &format!("ACL SETUSER {USER} +subscribe")).await;
+    let mut news = backend.bus().subscribe("news").await.unwrap();
+    assert_eq!(backend.state(), State::Connected);
+    backend.bus().publish("news", b"again").await.unwrap();
+    assert_eq!(message(&mut news).await, "again");
+    shows(&backend, redis_conn::Status::Healthy).await;
+}
+
+/// The lanes were connected before the password was changed, and go on.
+#[tokio::test]
+async fn a_connection_for_subscriptions_that_is_refused_is_seen_in_the_state() {
+    let server = RedisServer::start().await;
+    let backend = on(&server.url()).await;
+    let mut news = backend.bus().subscribe("news").await.unwrap();
+    as_admin(&server, &format!("ACL SETUSER {USER} resetpass >another")).await;
+    as_admin(&server, "CLIENT KILL TYPE pubsub").await;
+    let refused = backend.watch_state().wait_for(State::Error).await;
+    assert!(refused);
+    backend.bus().publish("news", b"unheard").await.unwrap();
+    let late = backend.bus().subscribe("olds").await.unwrap_err();
+    assert_eq!(*late.kind(), ErrorKind::Unavailable);
+
+    as_admin(&server, &format!("ACL SETUSER {USER} >{PASSWORD}")).await;
+    assert_eq!(next(&mut news).await, Event::Gap);
+    let again = tokio::time::timeout(LONG, async {
+        backend.watch_state().wait_for(State::Connected).await
+    });
+    assert!(again.await.expect("the state stays"));
+    backend.bus().publish("news", b"again").await.unwrap();
+    assert_eq!(message(&mut news).await, "again");
 }
 
 #[tokio::test]

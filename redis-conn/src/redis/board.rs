@@ -1,4 +1,5 @@
-//! The one state of a backend, made of the phases of its lanes and of what is known of its topology.
+//! The one state of a backend, made of the phases of its lanes, of what is known of its topology, and of what its subscriptions are
+//! refused.
 
 use std::{
     collections::BTreeMap,
@@ -72,6 +73,13 @@ impl Board {
             Phase::Down(failure) => self.fail(id, failure),
             Phase::Closed => self.set(id, State::Disconnected, None),
         }
+    }
+
+    /// Adds a light for something that a server refuses, until it is removed.
+    pub(super) fn refuse(&self, error: Error) -> LightId {
+        let id = self.add(State::Error);
+        self.set(id, State::Error, Some(error));
+        id
     }
 
     /// Something works.
@@ -151,7 +159,14 @@ mod tests {
         assert_eq!(*states.borrow(), State::Connected);
         assert!(board.last_error().is_none());
 
+        let refused = board.refuse(Failure::config("").error);
+        assert_eq!(*states.borrow(), State::Error);
+        assert!(board.last_error().is_some());
+        board.remove(refused);
+        assert_eq!(*states.borrow(), State::Connected);
+
         board.show(first, &Phase::Closed);
+        board.refuse(Failure::config("").error);
         assert_eq!(*states.borrow(), State::Disconnected);
     }
 }

@@ -109,7 +109,7 @@ impl Listener {
                         failure.error
                     );
                     let pause = backoff.after(failure.fault);
-                    switchboard.away(home, &failure.error);
+                    switchboard.away(home, &failure);
                     self.target.doubt();
                     sleep(pause).await;
                 }

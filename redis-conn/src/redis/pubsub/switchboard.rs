@@ -1,5 +1,6 @@
 //! Where each channel lives, and who waits for it.
 
+mod forbidden;
 mod listeners;
 
 use std::{
@@ -9,6 +10,7 @@ use std::{
 
 use tokio::sync::{Notify, oneshot};
 
+use self::forbidden::Forbidden;
 use super::{
     Listener,
     plan::{Home, Plan, Spot},
@@ -16,7 +18,7 @@ use super::{
 use crate::{
     Error, ErrorKind,
     bus::Hub,
-    redis::{Context, cluster::Sight},
+    redis::{Context, board::LightId, cluster::Sight},
 };
 
 /// Tells whether the server confirmed.
@@ -39,9 +41,9 @@ struct State {
     sessions: u64,
     /// Channels that a server does not take at present, and why.
     astray: HashMap<Arc<str>, Error>,
-    /// Channels that were taken away from those who listened. They stay until somebody listens to them again: an end that nobody
-    /// noticed must be seen in the health.
-    forbidden: HashMap<Arc<str>, Error>,
+    forbidden: Forbidden,
+    /// Lit while a server refuses what somebody listens to, or listened to.
+    light: Option<LightId>,
 }
 
 /// One channel that somebody listens to.
@@ -75,6 +77,8 @@ enum Condition {
     Lost(Error),
     /// None can be made: who wants to listen need not wait.
     Away(Error),
+    /// The same, and waiting does not help: one of the two sides must be changed.
+    Refused(Error),
 }
 
 /// What a listener has to do.
@@ -92,7 +96,8 @@ impl Switchboard {
             lines: HashMap::new(),
             sessions: 0,
             astray: HashMap::new(),
-            forbidden: HashMap::new(),
+            forbidden: Forbidden::default(),
+            light: None,
         };
         Arc::new(Self {
             context,
@@ -146,6 +151,7 @@ impl Switchboard {
         if let Some(home) = state.places.remove(channel).and_then(|place| place.home) {
             state.leave(&home, channel);
         }
+        self.show(&mut state);
     }
 
     /// Takes over what is known of the nodes, and has every channel move whose home is elsewhere now.
@@ -196,11 +202,32 @@ impl Switchboard {
         let state = self.state();
         let mut lines = state.lines.values();
         let lost = lines.find_map(|line| match &line.condition {
-            Condition::Lost(error) | Condition::Away(error) if line.channels > 0 => Some(error),
+            Condition::Lost(error) | Condition::Away(error) | Condition::Refused(error)
+                if line.channels > 0 =>
+            {
+                Some(error)
+            }
             _ => None,
         });
-        let channel = || state.astray.values().chain(state.forbidden.values()).next();
+        let channel = || {
+            let astray = state.astray.values().next();
+            astray.or_else(|| state.forbidden.error())
+        };
         lost.or_else(channel).cloned()
+    }
+
+    /// Shows on the board whether a server refuses something. A connection that is being made again is nothing that the state of
+    /// the backend tells: commands go on.
+    fn show(&self, state: &mut State) {
+        let board = &self.context.board;
+        match (state.refusal().cloned(), state.light) {
+            (Some(error), None) => state.light = Some(board.refuse(error)),
+            (None, Some(light)) => {
+                board.remove(light);
+                state.light = None;
+            }
+            _ => {}
+        }
     }
 }
 
@@ -231,7 +258,11 @@ impl Switchboard {
         {
             state.astray.remove(channel);
             state.forbidden.remove(channel);
+            let answers = std::mem::take(&mut place.waiting);
             self.confirmed(channel, place, session);
+            self.show(state);
+            // In this order: who is told finds the state as it is.
+            answer(answers, &Ok(()));
         }
     }
 
@@ -247,9 +278,19 @@ impl State {
     /// Whether there is a prospect of a subscription.
     fn check(&self, home: &Home) -> Result<(), Error> {
         match self.lines.get(home).map(|line| &line.condition) {
-            Some(Condition::Away(cause)) => Err(not_subscribed(cause)),
+            Some(Condition::Away(cause) | Condition::Refused(cause)) => Err(not_subscribed(cause)),
             _ => Ok(()),
         }
+    }
+
+    /// Why a server does not let this user listen.
+    fn refusal(&self) -> Option<&Error> {
+        let mut lines = self.lines.values();
+        let refused = lines.find_map(|line| match &line.condition {
+            Condition::Refused(error) if line.channels > 0 => Some(error),
+            _ => None,
+        });
+        refused.or_else(|| self.forbidden.error())
     }
 
     fn leave(&mut self, home: &Home, channel: &Arc<str>) {
@@ -265,11 +306,15 @@ impl Place {
         self.home.as_ref() == Some(home)
     }
 
-    fn answer(&mut self, answer: &Result<(), Error>) {
-        for waiting in self.waiting.drain(..) {
-            // Who has given up needs no answer.
-            let _ = waiting.send(answer.clone());
-        }
+    fn answer(&mut self, outcome: &Result<(), Error>) {
+        answer(std::mem::take(&mut self.waiting), outcome);
+    }
+}
+
+fn answer(answers: Vec<Answer>, outcome: &Result<(), Error>) {
+    for waiting in answers {
+        // Who has given up needs no answer.
+        let _ = waiting.send(outcome.clone());
     }
 }
 

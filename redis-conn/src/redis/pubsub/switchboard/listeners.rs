@@ -3,7 +3,14 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{Condition, State, Switchboard, Work, not_subscribed};
-use crate::{Error, redis::pubsub::plan::Home, trace::event};
+use crate::{
+    Error,
+    redis::{
+        fault::{Failure, Fault},
+        pubsub::plan::Home,
+    },
+    trace::event,
+};
 
 impl Switchboard {
     /// Begins another session, in which everything is to be confirmed anew; returns its number.
@@ -51,9 +58,11 @@ impl Switchboard {
 
     /// Everything that could be confirmed is.
     pub(in crate::redis::pubsub) fn fine(&self, home: &Home) {
-        if let Some(line) = self.state().lines.get_mut(home) {
+        let state = &mut *self.state();
+        if let Some(line) = state.lines.get_mut(home) {
             line.condition = Condition::Fine;
         }
+        self.show(state);
     }
 
     /// The connection is lost.
@@ -63,21 +72,27 @@ impl Switchboard {
         if let Some(line) = state.lines.get_mut(home) {
             line.condition = Condition::Lost(error.clone());
         }
+        self.show(state);
     }
 
     /// There is no connection, and none can be made at present.
-    pub(in crate::redis::pubsub) fn away(&self, home: &Home, error: &Error) {
+    pub(in crate::redis::pubsub) fn away(&self, home: &Home, failure: &Failure) {
         let state = &mut *self.state();
         self.interrupt(state, home);
-        let refusal = Err(not_subscribed(error));
+        let error = failure.error.clone();
+        let refusal = Err(not_subscribed(&error));
+        if let Some(line) = state.lines.get_mut(home) {
+            line.condition = match failure.fault {
+                Fault::Credentials => Condition::Refused(error),
+                _ => Condition::Away(error),
+            };
+        }
+        self.show(state);
         let here = state
             .places
             .values_mut()
             .filter(|place| place.lives_at(home));
         here.for_each(|place| place.answer(&refusal));
-        if let Some(line) = state.lines.get_mut(home) {
-            line.condition = Condition::Away(error.clone());
-        }
     }
 
     fn interrupt(&self, state: &mut State, home: &Home) {
@@ -139,7 +154,8 @@ impl Switchboard {
                     error,
                     "a subscription has ended, the server refuses it: {error}"
                 );
-                state.forbidden.insert(Arc::clone(channel), error.clone());
+                state.forbidden.insert(channel, error);
+                self.show(state);
             }
             place.answer(&Err(error.clone()));
         }
