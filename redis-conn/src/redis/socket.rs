@@ -25,6 +25,11 @@ use crate::{
 /// How long one address is waited for before the next one is tried as well.
 const HEAD_START: Duration = Duration::from_millis(250);
 
+/// How often a peer that does not answer keepalive is asked, and how many times.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+#[cfg(not(any(target_os = "openbsd", target_os = "windows")))]
+const PROBES: u32 = 3;
+
 /// A stream of bytes to a server.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Send {}
 
@@ -38,11 +43,7 @@ pub(super) type Ending = Arc<OnceLock<Failure>>;
 /// Opens a socket, without TLS.
 pub(super) async fn open(endpoint: &Endpoint, config: &Config) -> io::Result<BoxSocket> {
     match endpoint {
-        Endpoint::Tcp { host, port } => {
-            let socket = connect(host, *port, config).await?;
-            tune(&socket, config)?;
-            Ok(Box::pin(socket))
-        }
+        Endpoint::Tcp { host, port } => Ok(Box::pin(open_tcp(host, *port, config).await?)),
         #[cfg(unix)]
         Endpoint::Unix(path) => Ok(Box::pin(tokio::net::UnixStream::connect(path).await?)),
         #[cfg(not(unix))]
@@ -51,6 +52,12 @@ pub(super) async fn open(endpoint: &Endpoint, config: &Config) -> io::Result<Box
             "this system has no unix sockets",
         )),
     }
+}
+
+async fn open_tcp(host: &str, port: u16, config: &Config) -> io::Result<TcpStream> {
+    let socket = connect(host, port, config).await?;
+    tune(&socket, config)?;
+    Ok(socket)
 }
 
 async fn connect(host: &str, port: u16, config: &Config) -> io::Result<TcpStream> {
@@ -108,9 +115,9 @@ fn tune(socket: &TcpStream, config: &Config) -> io::Result<()> {
     if let Some(idle) = config.keep_alive() {
         let probes = TcpKeepalive::new()
             .with_time(idle)
-            .with_interval(Duration::from_secs(5));
+            .with_interval(PROBE_INTERVAL);
         #[cfg(not(any(target_os = "openbsd", target_os = "windows")))]
-        let probes = probes.with_retries(3);
+        let probes = probes.with_retries(PROBES);
         socket.set_tcp_keepalive(&probes)?;
     }
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -131,6 +138,7 @@ mod tests {
     use socket2::{Domain, Socket as RawSocket, Type};
 
     use super::*;
+    use crate::ConfigBuilder;
 
     const HANG: Duration = Duration::from_secs(10);
 
@@ -174,6 +182,46 @@ mod tests {
         let (_bound, refusing) = bound();
         let raced = race(&[refusing, refusing], HEAD_START).await;
         assert_eq!(raced.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    async fn opened(change: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let config = Config::builder(Endpoint::tcp("127.0.0.1", port));
+        let config = change(config).build().unwrap();
+        open_tcp("127.0.0.1", port, &config).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_options_of_a_socket_are_those_of_the_configuration() {
+        for no_delay in [true, false] {
+            let socket = opened(|config| config.no_delay(no_delay)).await;
+            assert_eq!(socket.nodelay().unwrap(), no_delay);
+        }
+
+        let idle = Duration::from_secs(42);
+        let socket = opened(|config| config.keep_alive(Some(idle))).await;
+        let options = SockRef::from(&socket);
+        assert!(options.keepalive().unwrap());
+        #[cfg(target_os = "linux")]
+        {
+            assert_eq!(options.tcp_keepalive_time().unwrap(), idle);
+            assert_eq!(options.tcp_keepalive_interval().unwrap(), PROBE_INTERVAL);
+            assert_eq!(options.tcp_keepalive_retries().unwrap(), PROBES);
+        }
+        let socket = opened(|config| config.keep_alive(None)).await;
+        assert!(!SockRef::from(&socket).keepalive().unwrap());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn unacknowledged_data_condemns_a_socket_after_two_command_timeouts() {
+        for (command_timeout, expected) in [(20, 40), (1, 5)] {
+            let timeout = Duration::from_secs(command_timeout);
+            let socket = opened(|config| config.command_timeout(timeout)).await;
+            let found = SockRef::from(&socket).tcp_user_timeout().unwrap();
+            assert_eq!(found, Some(Duration::from_secs(expected)));
+        }
     }
 
     #[test]
