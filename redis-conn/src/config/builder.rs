@@ -150,7 +150,7 @@ impl ConfigBuilder {
         self
     }
 
-    /// Whether a connection is used only once its server has loaded its data and its cluster is up; `true` if not set.
+    /// Whether a connection is used only once its server has loaded its data; `true` if not set.
     pub fn ready_check(mut self, check: bool) -> Self {
         self.config.ready_check = check;
         self

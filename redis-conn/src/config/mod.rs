@@ -282,7 +282,7 @@ impl Config {
         self.offline_queue
     }
 
-    /// Whether a connection is used only once its server has loaded its data and its cluster is up.
+    /// Whether a connection is used only once its server has loaded its data.
     pub fn ready_check(&self) -> bool {
         self.ready_check
     }

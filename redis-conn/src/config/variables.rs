@@ -207,7 +207,7 @@ table! {
             "deadline of operations that have no tighter one, and how long an idempotent one waits before it is sent again";
             check::TIMEOUT; Default("5s")
         REDIS_ENABLE_READY_CHECK = "REDIS_ENABLE_READY_CHECK", Server, Open:
-            "whether to wait until a server has loaded its data and its cluster is up";
+            "whether to wait until a server has loaded its data";
             check::BOOL; Default("true")
         REDIS_MAX_LOADING_TIMEOUT = "REDIS_MAX_LOADING_TIMEOUT", Server, Open:
             "how long that may take before it is an error";
