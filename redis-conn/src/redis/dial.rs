@@ -228,17 +228,20 @@ impl Dialer {
         asked
             .cmd("HELLO")
             .arg(3)
-            .cmd("PING")
             .cmd("CLIENT")
             .arg("SETNAME")
             .arg(format!("{}:{}", self.client_name, purpose.as_str()));
+        // A sentinel has no data to load.
+        if self.mode != Mode::Sentinel {
+            asked.cmd("PING");
+        }
         if purpose == Purpose::Reads {
             asked.cmd("READONLY");
         }
         let count = asked.cmd_iter().count();
         let answers = commands.send_packed_commands(&asked, 0, count).await;
         let answers = answers.map_err(Failure::of_dial)?;
-        let [hello, ping, named, readonly @ ..] = answers.as_slice() else {
+        let [hello, named, serving @ ..] = answers.as_slice() else {
             return Err(Failure::away(
                 "the server did not answer all that it was asked",
             ));
@@ -248,7 +251,7 @@ impl Dialer {
         }
         let greeting = Greeting::read(hello)?;
         greeting.check(self.mode)?;
-        if let Value::ServerError(refusal) = ping {
+        if let Some(Value::ServerError(refusal)) = serving.first() {
             let failure = Failure::of_greeting(refusal);
             let waits = failure.fault == Fault::Loading && !self.config.ready_check();
             // A user without the right to ask is none without the right to work.
@@ -257,7 +260,7 @@ impl Dialer {
             }
         }
         // Without it every read would be sent on to the primary, and nobody would know.
-        if let [Value::ServerError(refusal)] = readonly {
+        if let [_, Value::ServerError(refusal)] = serving {
             return Err(Failure::of_greeting(refusal));
         }
         // The name is for people who look at the server: one that refuses it is used all the same.

@@ -30,10 +30,8 @@ pub(crate) enum Use {
     Tell,
     /// The sentinels agree that a master is down, and replace it.
     Vote,
-    /// The service finds the master.
-    Master,
     /// The service finds the master, and does not fill the log of refusals, which people read, on its way.
-    NothingRefused,
+    Master,
     /// The service hears of another master at once.
     Announced,
     /// The service learns of a sentinel that it was not told of.
@@ -99,7 +97,6 @@ pub(crate) const SENTINELS: &[Row<Use>] = &[
         ],
         Use::Master,
     ),
-    ("towerkeep", &["+ping"], Use::NothingRefused),
     (
         "towerkeep",
         &["resetchannels", "&+switch-master", "+subscribe"],
@@ -209,8 +206,7 @@ async fn works(group: &RedisSentinel, used: Use, patience: Duration) -> Result<(
         }
         Use::Tell => tell(group, patience).await,
         Use::Vote => vote(group, patience).await,
-        Use::Master => connected(group, patience).await.map(drop),
-        Use::NothingRefused => {
+        Use::Master => {
             connected(group, patience).await?;
             let refused = refusals(group.sentinels(), USER).await;
             refused
