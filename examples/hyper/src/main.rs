@@ -11,6 +11,7 @@ use std::error::Error;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -51,7 +52,12 @@ fn answer(
 }
 
 fn health(health: &Health) -> Response<Full<Bytes>> {
-    respond(health.http_status(), serde_json::json!(health).to_string())
+    let body = serde_json::json!(health).to_string();
+    let mut response = respond(health.http_status(), body);
+    // Whoever asks wants to know how it is now.
+    let no_store = HeaderValue::from_static("no-store");
+    response.headers_mut().insert(CACHE_CONTROL, no_store);
+    response
 }
 
 fn respond(status: u16, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
@@ -64,39 +70,97 @@ fn respond(status: u16, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::time::Duration;
 
+    use redis_conn::Config;
+    use testkit::RedisServer;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
+    use tokio::time::{sleep, timeout};
 
     use super::*;
 
-    #[tokio::test]
-    async fn readiness_follows_the_backend_and_liveness_does_not() {
+    /// Only a hang takes this long.
+    const BOUND: Duration = Duration::from_secs(60);
+
+    async fn started(backend: &Backend) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let backend = Backend::memory();
-        let served = backend.clone();
+        let backend = backend.clone();
         tokio::spawn(async move {
-            serve(listener, served)
+            serve(listener, backend)
                 .await
                 .map_err(|error| error.to_string())
         });
-        let get = async |path: &str| {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.unwrap();
-            answer
-        };
+        address
+    }
 
-        let ready = get("/health/ready").await;
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn readiness_follows_the_backend_and_liveness_does_not() {
+        let backend = Backend::memory();
+        let address = started(&backend).await;
+        let ready = get(address, "/health/ready").await;
         assert!(ready.starts_with("HTTP/1.1 200 "), "{ready}");
+        assert!(ready.contains("cache-control: no-store\r\n"), "{ready}");
         assert!(ready.contains(r#""overall":"healthy""#), "{ready}");
         backend.close(Duration::from_secs(1)).await.unwrap();
-        assert!(get("/health/ready").await.starts_with("HTTP/1.1 503 "));
-        assert!(get("/health/live").await.starts_with("HTTP/1.1 200 "));
-        assert!(get("/").await.starts_with("HTTP/1.1 404 "));
+        let ready = get(address, "/health/ready").await;
+        assert!(ready.starts_with("HTTP/1.1 503 "), "{ready}");
+        assert!(ready.contains("cache-control: no-store\r\n"), "{ready}");
+        let live = get(address, "/health/live").await;
+        assert!(live.starts_with("HTTP/1.1 200 "), "{live}");
+        let nowhere = get(address, "/").await;
+        assert!(nowhere.starts_with("HTTP/1.1 404 "), "{nowhere}");
+    }
+
+    async fn until_ready_is(address: SocketAddr, status: u16, overall: &str) {
+        let (status, overall) = (
+            format!("HTTP/1.1 {status} "),
+            format!(r#""overall":"{overall}""#),
+        );
+        let mut last = String::new();
+        let asked = async {
+            while !(last.starts_with(&status) && last.contains(&overall)) {
+                sleep(Duration::from_millis(20)).await;
+                last = get(address, "/health/ready").await;
+            }
+        };
+        let asked = timeout(BOUND, asked).await;
+        asked.unwrap_or_else(|_| panic!("it stays {last}, expected {status}and {overall}"));
+    }
+
+    #[tokio::test]
+    async fn a_frozen_redis_is_not_ready_only_where_it_is_required() {
+        let server = RedisServer::start().await;
+        let config = Config::from_url(&server.url()).unwrap();
+        let required = config.clone().into_builder().required(true).build();
+        let required = Backend::redis(required.unwrap()).unwrap();
+        let required = started(&required).await;
+        let optional = started(&Backend::redis(config).unwrap()).await;
+        for address in [required, optional] {
+            until_ready_is(address, 200, "healthy").await;
+        }
+
+        server.freeze();
+        until_ready_is(required, 503, "unhealthy").await;
+        until_ready_is(optional, 200, "degraded").await;
+        for address in [required, optional] {
+            let live = get(address, "/health/live").await;
+            assert!(live.starts_with("HTTP/1.1 200 "), "{live}");
+        }
+        server.thaw();
+        for address in [required, optional] {
+            until_ready_is(address, 200, "healthy").await;
+        }
     }
 }

@@ -56,42 +56,87 @@ fn status(health: &Health) -> ServingStatus {
 mod tests {
     use std::time::Duration;
 
+    use redis_conn::{Config, Status};
+    use testkit::RedisServer;
     use tokio::time::timeout;
-    use tonic::transport::Endpoint;
-    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    use tonic::{Streaming, transport::Endpoint};
+    use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
 
     use super::*;
 
-    #[tokio::test]
-    async fn whoever_watches_hears_that_the_backend_has_ended() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let backend = Backend::memory();
-        let served = backend.clone();
-        tokio::spawn(async move { serve(listener, &served).await });
+    /// Only a hang takes this long.
+    const BOUND: Duration = Duration::from_secs(60);
 
-        let channel = Endpoint::try_from(format!("http://{address}")).unwrap();
-        let mut client = HealthClient::new(channel.connect().await.unwrap());
-        let request = HealthCheckRequest {
-            service: EVERYTHING.to_owned(),
-        };
-        let mut statuses = client.watch(request).await.unwrap().into_inner();
-        // Serving is what it says as long as nobody has reported anything, too.
-        let mut until = async |wanted: ServingStatus| {
+    /// What somebody hears who watches a server on this backend.
+    struct Watching(Streaming<HealthCheckResponse>);
+
+    impl Watching {
+        async fn begin(backend: &Backend) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let served = backend.clone();
+            tokio::spawn(async move { serve(listener, &served).await });
+
+            let channel = Endpoint::try_from(format!("http://{address}")).unwrap();
+            let mut client = HealthClient::new(channel.connect().await.unwrap());
+            let request = HealthCheckRequest {
+                service: EVERYTHING.to_owned(),
+            };
+            Self(client.watch(request).await.unwrap().into_inner())
+        }
+
+        /// Serving is what it says as long as nobody has reported anything, too.
+        async fn until(&mut self, wanted: ServingStatus) {
             let heard = async {
                 loop {
-                    let status = statuses.message().await.unwrap().unwrap().status;
+                    let status = self.0.message().await.unwrap().unwrap().status;
                     if status == wanted as i32 {
                         return;
                     }
                 }
             };
-            timeout(Duration::from_secs(20), heard)
-                .await
-                .expect("nothing is heard");
-        };
-        until(ServingStatus::Serving).await;
+            timeout(BOUND, heard).await.expect("nothing is heard");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_watches_hears_that_the_backend_has_ended() {
+        let backend = Backend::memory();
+        let mut statuses = Watching::begin(&backend).await;
+        statuses.until(ServingStatus::Serving).await;
         backend.close(Duration::from_secs(1)).await.unwrap();
-        until(ServingStatus::NotServing).await;
+        statuses.until(ServingStatus::NotServing).await;
+    }
+
+    #[tokio::test]
+    async fn whoever_watches_hears_of_a_frozen_redis_that_is_required() {
+        let server = RedisServer::start().await;
+        let config = Config::from_url(&server.url()).unwrap().into_builder();
+        let backend = Backend::redis(config.required(true).build().unwrap()).unwrap();
+        backend.ready(BOUND).await.unwrap();
+        let mut statuses = Watching::begin(&backend).await;
+        statuses.until(ServingStatus::Serving).await;
+        server.freeze();
+        statuses.until(ServingStatus::NotServing).await;
+        server.thaw();
+        statuses.until(ServingStatus::Serving).await;
+    }
+
+    #[tokio::test]
+    async fn a_frozen_redis_that_is_not_required_is_degraded_and_served_without() {
+        let server = RedisServer::start().await;
+        let backend = Backend::redis(Config::from_url(&server.url()).unwrap()).unwrap();
+        backend.ready(BOUND).await.unwrap();
+        let mut changes = backend.watch_health();
+        let mut statuses = Watching::begin(&backend).await;
+        statuses.until(ServingStatus::Serving).await;
+        server.freeze();
+        let changed = timeout(BOUND, changes.changed()).await;
+        let health = changed.expect("nothing has changed").unwrap();
+        assert_eq!(health.overall, Status::Degraded);
+        assert_eq!(status(&health), ServingStatus::Serving);
+        let heard = timeout(BOUND, statuses.0.message()).await;
+        let heard = heard.expect("nothing is heard").unwrap().unwrap();
+        assert_eq!(heard.status, ServingStatus::Serving as i32);
     }
 }
