@@ -365,6 +365,12 @@ async fn shows(backend: &Backend, status: redis_conn::Status) {
     shown.unwrap_or_else(|_| panic!("not {status:?}: {:?}", backend.health()));
 }
 
+async fn reaches(backend: &Backend, state: State) {
+    let mut states = backend.watch_state();
+    let reached = tokio::time::timeout(LONG, states.wait_for(state)).await;
+    assert!(reached.unwrap_or_else(|_| panic!("it stays {}", backend.state())));
+}
+
 async fn as_admin(server: &RedisServer, command: &str) {
     let mut words = command.split(' ');
     let mut admin = server.connection().await;
@@ -423,18 +429,14 @@ async fn a_connection_for_subscriptions_that_is_refused_is_seen_in_the_state() {
     let mut news = backend.bus().subscribe("news").await.unwrap();
     as_admin(&server, &format!("ACL SETUSER {USER} resetpass >another")).await;
     as_admin(&server, "CLIENT KILL TYPE pubsub").await;
-    let refused = backend.watch_state().wait_for(State::Error).await;
-    assert!(refused);
+    reaches(&backend, State::Error).await;
     backend.bus().publish("news", b"unheard").await.unwrap();
     let late = backend.bus().subscribe("olds").await.unwrap_err();
     assert_eq!(*late.kind(), ErrorKind::Unavailable);
 
     as_admin(&server, &format!("ACL SETUSER {USER} >{PASSWORD}")).await;
     assert_eq!(next(&mut news).await, Event::Gap);
-    let again = tokio::time::timeout(LONG, async {
-        backend.watch_state().wait_for(State::Connected).await
-    });
-    assert!(again.await.expect("the state stays"));
+    reaches(&backend, State::Connected).await;
     backend.bus().publish("news", b"again").await.unwrap();
     assert_eq!(message(&mut news).await, "again");
 }
