@@ -191,12 +191,31 @@ fn silent_instead_of_reply(command: &str) -> Fault {
     }
 }
 
+#[tokio::test]
+async fn a_slow_server_is_waited_for_when_no_other_attempt_is_left() {
+    let server = RedisServer::builder().allow("+incr").start().await;
+    let proxy = FaultProxy::start(&server).await;
+    for retries in [0, 3] {
+        proxy.set(Fault::Pass);
+        let config = config(&proxy.url()).into_builder().command_timeout(SHORT);
+        let config = config.max_retries(retries).dial_timeout(LONG).lanes(1);
+        let backend = Backend::redis(config.build().unwrap()).unwrap();
+        backend.ready(LONG).await.unwrap();
+        redis(&backend).call(incr("tk:n"), LONG).await.unwrap();
+        proxy.set(Fault::Delay {
+            base: 9 * SHORT,
+            jitter: Duration::ZERO,
+        });
+        redis(&backend).call(get("tk:n"), LONG).await.unwrap();
+    }
+}
+
 /// No timeout tells, because nobody is in a hurry.
 #[tokio::test]
 async fn a_silent_connection_is_replaced_where_the_server_answers_on_another_one() {
     let server = RedisServer::builder().allow("+incr").start().await;
     let proxy = FaultProxy::start(&server).await;
-    let config = config(&proxy.url()).into_builder().command_timeout(LONG);
+    let config = config(&proxy.url()).into_builder();
     let backend = Backend::redis(config.lanes(1).build().unwrap()).unwrap();
     backend.ready(LONG).await.unwrap();
     let redis = redis(&backend);
@@ -205,7 +224,7 @@ async fn a_silent_connection_is_replaced_where_the_server_answers_on_another_one
     proxy.blackhole_live();
     let (read, written) = tokio::join!(
         redis.call(get("tk:n"), LONG),
-        redis.call(incr("tk:n"), LONG)
+        redis.call(incr("tk:n"), LONG / 2)
     );
     assert_eq!(text(read.unwrap()), "1");
     assert!(written.unwrap_err().is_ambiguous());

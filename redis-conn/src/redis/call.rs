@@ -1,8 +1,6 @@
 //! One command, and its reply.
 
-use tokio::time::Instant;
-
-use super::lane::Attempt;
+use super::lane::{Attempt, Limits};
 use crate::{Error, ErrorKind};
 
 /// What may happen to a command whose reply is late or lost.
@@ -104,12 +102,12 @@ impl Call {
         &self.command
     }
 
-    pub(super) fn attempt(&self, deadline: Instant) -> Attempt<'_> {
+    pub(super) fn attempt(&self, limits: Limits) -> Attempt<'_> {
         Attempt {
             command: &self.command,
             class: self.class,
             asking: false,
-            deadline,
+            limits,
         }
     }
 }

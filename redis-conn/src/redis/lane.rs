@@ -29,8 +29,6 @@ pub(super) struct Lane {
     phase: watch::Sender<Phase>,
     in_flight: AtomicUsize,
     max_in_flight: usize,
-    /// How long an idempotent command waits for its reply before it is sent again.
-    patience: Duration,
     /// Whether callers wait while there is no connection, instead of failing at once.
     queues: bool,
     /// Somebody waits for `idle`; before that nobody need be told.
@@ -60,7 +58,25 @@ pub(super) struct Attempt<'a> {
     pub(super) class: Class,
     /// The slot of the key is on its way to this node.
     pub(super) asking: bool,
+    pub(super) limits: Limits,
+}
+
+/// How long an attempt may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
     pub(super) deadline: Instant,
+    /// How long to wait for the reply, where another attempt can follow.
+    pub(super) patience: Option<Duration>,
+}
+
+impl Limits {
+    /// One attempt has all the time.
+    pub(super) fn until(deadline: Instant) -> Self {
+        Self {
+            deadline,
+            patience: None,
+        }
+    }
 }
 
 impl Lane {
@@ -69,7 +85,6 @@ impl Lane {
             phase: watch::Sender::new(Phase::Dialing),
             in_flight: AtomicUsize::new(0),
             max_in_flight: config.max_in_flight(),
-            patience: config.command_timeout(),
             queues: config.offline_queue(),
             closing: AtomicBool::new(false),
             idle: Notify::new(),
@@ -124,14 +139,15 @@ impl Lane {
     /// Sends one command once and returns its reply.
     pub(super) async fn exchange(&self, attempt: Attempt<'_>) -> Result<Value, Failure> {
         let _slot = self.admit()?;
-        let link = self.link(attempt.deadline).await?;
+        let Limits { deadline, patience } = attempt.limits;
+        let link = self.link(deadline).await?;
         let sent = Instant::now();
+        if sent >= deadline {
+            return Err(unsent());
+        }
         // In its place, because it is large: as a value it would be copied into the timeout, and again.
         let sending = pin!(link.send(attempt.command, attempt.asking));
-        let until = match attempt.class {
-            Class::Idempotent => attempt.deadline.min(sent + self.patience),
-            Class::AtMostOnce => attempt.deadline,
-        };
+        let until = patience.map_or(deadline, |patience| deadline.min(sent + patience));
         let failure = match timeout_at(until, sending).await {
             Ok(Ok(Value::ServerError(answer))) => Failure::of_answer(&answer),
             Ok(Ok(reply)) => return Ok(reply),
@@ -195,9 +211,9 @@ fn down(cause: &Failure) -> Failure {
     Failure::new(Fault::Away, error)
 }
 
-/// The deadline passed while there was no connection.
+/// The deadline passed before there was a connection, or anything was sent on it.
 fn unsent() -> Failure {
-    let text = "no connection before the deadline; nothing was sent";
+    let text = "no connection before the deadline";
     Failure::new(Fault::Away, Error::new(ErrorKind::Timeout, text))
 }
 

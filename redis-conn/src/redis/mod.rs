@@ -41,6 +41,7 @@ use self::{
     dial::{Dialer, Purpose},
     fault::Failure,
     greeting::Mode,
+    lane::Limits,
     node::Node,
     probe::Probe,
     pubsub::PubSub,
@@ -179,7 +180,9 @@ impl Redis {
         if self.inner.context.closed.is_cancelled() {
             return Err(closed());
         }
-        match self.attempt(call, None, deadline).await {
+        let is_last = self.inner.context.dialer.config().max_retries() == 0;
+        let limits = self.limits(call, deadline, is_last);
+        match self.attempt(call, None, limits).await {
             Ok(reply) => Ok(reply),
             // In a box, so that a call which succeeds does not carry the room for all that.
             Err(failure) => Box::pin(self.retry(call, failure, deadline)).await,
@@ -202,26 +205,36 @@ impl Redis {
             if !pause.is_zero() {
                 sleep(pause).await;
             }
-            failure = match self.attempt(call, redirect, deadline).await {
+            let limits = self.limits(call, deadline, retries.are_used_up());
+            failure = match self.attempt(call, redirect, limits).await {
                 Ok(reply) => return Ok(reply),
                 Err(failure) => failure,
             };
         }
     }
 
+    /// Only what may be sent once more gives up before the deadline.
+    fn limits(&self, call: &Call, deadline: Instant, is_last: bool) -> Limits {
+        let patience = match call.class {
+            Class::Idempotent if !is_last => Some(self.command_timeout()),
+            _ => None,
+        };
+        Limits { deadline, patience }
+    }
+
     async fn attempt(
         &self,
         call: &Call,
         redirect: Option<Box<Redirect>>,
-        deadline: Instant,
+        limits: Limits,
     ) -> Result<Reply, Failure> {
         match &self.inner.topology {
             // Wherever it says that the key is: there is no other node to ask.
             Topology::One(node) => {
-                let answered = node.exchange(call.attempt(deadline)).await;
+                let answered = node.exchange(call.attempt(limits)).await;
                 answered.map_err(Failure::without_redirect)
             }
-            Topology::Cluster(cluster) => cluster.exchange(call, redirect, deadline).await,
+            Topology::Cluster(cluster) => cluster.exchange(call, redirect, limits).await,
         }
         .map(Reply)
     }

@@ -17,6 +17,8 @@ const AT_ONCE: u32 = 3;
 const LOADING: Duration = Duration::from_millis(100);
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
 const LONGEST_BACKOFF: Duration = Duration::from_millis(300);
+/// Many may wait for the next primary, and they ask the server that those who read need.
+const LONGEST_REDISCOVERY: Duration = Duration::from_millis(500);
 
 /// What one call has been through.
 #[derive(Debug)]
@@ -29,6 +31,7 @@ pub(super) struct Retries<'a> {
     redirections: u32,
     retries: u32,
     backoff: Duration,
+    rediscovery: Duration,
 }
 
 /// What comes next.
@@ -56,7 +59,13 @@ impl<'a> Retries<'a> {
             redirections: 0,
             retries: 0,
             backoff: FIRST_BACKOFF,
+            rediscovery: config.retry_delay_on_failover().max(FIRST_BACKOFF),
         }
+    }
+
+    /// Whether a reply that does not come is not asked for again.
+    pub(super) fn are_used_up(&self) -> bool {
+        self.retries >= self.config.max_retries()
     }
 
     pub(super) fn after(&mut self, failure: &Failure) -> Next {
@@ -72,7 +81,10 @@ impl<'a> Retries<'a> {
                         ..=AT_ONCE => Duration::ZERO,
                         _ => TRY_AGAIN,
                     };
-                    Next::Follow(redirect.clone(), pause)
+                    match self.is_in_time(pause) {
+                        true => Next::Follow(redirect.clone(), pause),
+                        false => Next::Fail,
+                    }
                 }
                 _ => Next::Fail,
             },
@@ -89,7 +101,7 @@ impl<'a> Retries<'a> {
             Pause::TryAgain => (self.redirect(), TRY_AGAIN),
             // Bounded by the deadline: how long it takes is known to nobody.
             Pause::Loading => (true, LOADING),
-            Pause::Rediscovery => (true, self.config.retry_delay_on_failover()),
+            Pause::Rediscovery => (true, self.next_rediscovery()),
             Pause::Backoff => (self.retry(), self.next_backoff()),
         };
         if allowed && self.is_in_time(length) {
@@ -113,9 +125,46 @@ impl<'a> Retries<'a> {
         self.retries <= self.config.max_retries()
     }
 
+    /// The first is as configured; the others grow, each between half of its ceiling and all of it.
+    fn next_rediscovery(&mut self) -> Duration {
+        let ceiling = self.rediscovery;
+        self.rediscovery = (ceiling * 2).min(LONGEST_REDISCOVERY.max(ceiling));
+        ceiling / 2 + jitter(ceiling / 2)
+    }
+
     fn next_backoff(&mut self) -> Duration {
         let ceiling = self.backoff;
         self.backoff = (ceiling * 2).min(LONGEST_BACKOFF);
         jitter(ceiling)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Endpoint;
+
+    fn moved() -> Failure {
+        let answer = "1 127.0.0.1:6379";
+        let error = crate::Error::new(crate::ErrorKind::Unavailable, "the server answered MOVED");
+        Failure {
+            redirect: Redirect::parse(Fault::Moved, Some(answer)).map(Box::new),
+            ..Failure::new(Fault::Moved, error)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn redirections_back_and_forth_are_paced_and_end_with_the_deadline() {
+        let config = Config::cluster([Endpoint::tcp("127.0.0.1", 6379)]);
+        let config = config.build().unwrap();
+        let deadline = Instant::now() + 3 * TRY_AGAIN;
+        let mut retries = Retries::new(&config, Class::AtMostOnce, deadline, true);
+        let mut pauses = Vec::new();
+        while let Next::Follow(_, pause) = retries.after(&moved()) {
+            tokio::time::advance(pause).await;
+            pauses.push(pause);
+        }
+        let at_once = Duration::ZERO;
+        assert_eq!(pauses, [at_once, at_once, at_once, TRY_AGAIN, TRY_AGAIN]);
     }
 }

@@ -1,6 +1,10 @@
 //! Keeps one lane connected for as long as its node lives.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::{Future, pending},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +33,9 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// How often another server is looked for while the one that was found refuses writes.
 const REDISCOVER: Duration = Duration::from_millis(250);
+
+/// Who has a hold of a connection although nothing is in flight on it: its supervisor and its lane.
+const KEEPERS: usize = 2;
 
 /// No reply for so long, while some are due, is a reason to ask others about the server.
 const SILENCE: Duration = Duration::from_millis(500);
@@ -184,9 +191,10 @@ impl Supervisor {
             End::Lost(_) => self.enter(Phase::Dialing),
             End::Left => {
                 self.enter(Phase::Dialing);
-                self.linger(connection);
+                self.linger(connection, Some(LINGER));
             }
-            End::Replaced(_) => self.linger(connection),
+            // Whoever waits there may go on: the server is well, and everybody has a deadline.
+            End::Replaced(_) => self.linger(connection, None),
         }
         end
     }
@@ -216,19 +224,21 @@ impl Supervisor {
 
     /// Tells of a server that owes replies and says nothing. Ends with another connection, if the silence lasts and the server
     /// answers on that: one that is busy or stopped answers on none, and what waits for it goes on waiting.
-    async fn watch_silence(&self, link: &Link) -> Found {
+    async fn watch_silence(&self, link: &Arc<Link>) -> Found {
         let mut ticks = interval_at(Instant::now() + SILENCE, SILENCE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut silent = 0;
+        let mut silent = 0_u32;
         loop {
             ticks.tick().await;
             let heard = link.take_heard();
-            let waits = self.lane.in_flight() > 0;
+            // Not those of the lane: some may still wait on the connection before.
+            let waits = Arc::strong_count(link) > KEEPERS;
             silent = if waits && !heard { silent + 1 } else { 0 };
             if silent > 1 {
                 self.target.doubt();
             }
-            if silent > LONG_SILENCE
+            if silent > 0
+                && silent.is_multiple_of(LONG_SILENCE)
                 && let Ok(found) = self.dial().await
             {
                 if !link.take_heard() {
@@ -240,15 +250,21 @@ impl Supervisor {
         }
     }
 
-    /// Lets what is in flight end over a connection that nobody uses any more.
-    fn linger(&self, connection: Connection) {
+    /// Lets what is in flight end over a connection that nobody else uses any more.
+    fn linger(&self, connection: Connection, limit: Option<Duration>) {
         let aborted = self.context.aborted.clone();
         let Connection { mut driver, .. } = connection;
+        let limit = async move {
+            match limit {
+                Some(limit) => sleep(limit).await,
+                None => pending().await,
+            }
+        };
         let lingering = async move {
             tokio::select! {
                 _ = &mut driver => {}
                 () = aborted.cancelled() => {}
-                () = sleep(LINGER) => {}
+                () = limit => {}
             }
         };
         let context = &self.context;

@@ -32,7 +32,7 @@ use super::{
     Call, Context,
     dial::Purpose,
     fault::{Failure, Fault},
-    lane::Attempt,
+    lane::{Attempt, Limits},
     node::Node,
     target::Target,
 };
@@ -88,19 +88,19 @@ impl Cluster {
         &self,
         call: &Call,
         redirect: Option<Box<Redirect>>,
-        deadline: Instant,
+        limits: Limits,
     ) -> Result<Value, Failure> {
         let asking = redirect.as_ref().is_some_and(|redirect| redirect.asking);
         let node = match redirect {
             Some(redirect) => self.named(redirect.endpoint()),
             None => match self.known_route(call) {
                 Some(node) => node,
-                None => self.route(call, deadline).await?,
+                None => self.route(call, limits.deadline).await?,
             },
         };
         let attempt = Attempt {
             asking,
-            ..call.attempt(deadline)
+            ..call.attempt(limits)
         };
         let answered = node.exchange(attempt).await;
         answered.map_err(|failure| self.learn(failure, &node))

@@ -11,7 +11,7 @@ use tokio::{
 use super::{election::Testimony, survey::LIMIT, view::View};
 use crate::{
     config::Endpoint,
-    redis::{Call, Class, Context, dial::Purpose, fault::Failure, node::Node},
+    redis::{Call, Class, Context, dial::Purpose, fault::Failure, lane::Limits, node::Node},
 };
 
 /// A node that is asked; over its lanes if it has any.
@@ -27,7 +27,7 @@ impl Witness {
         let call = Call::new("CLUSTER", Class::Idempotent).arg("SLOTS");
         let deadline = Instant::now() + LIMIT;
         let answer = match self.node {
-            Some(node) => node.exchange(call.attempt(deadline)).await?,
+            Some(node) => node.exchange(call.attempt(Limits::until(deadline))).await?,
             None => {
                 let dialled = context.dialer.dial(&self.endpoint, Purpose::Survey, None);
                 let connection = &mut dialled.await?.commands;
@@ -71,7 +71,7 @@ pub(super) async fn greet(nodes: &[Arc<Node>], deadline: Instant) {
         greeted.spawn(async move {
             let ping = Call::new("PING", Class::Idempotent);
             // A refusal tells as much: it came over a connection.
-            drop(node.exchange(ping.attempt(deadline)).await);
+            drop(node.exchange(ping.attempt(Limits::until(deadline))).await);
         });
     }
     greeted.join_all().await;
