@@ -1,4 +1,5 @@
-//! How soon writes go on when another server takes over: behind one address that is led elsewhere, behind sentinels, and in a cluster.
+//! How soon writes go on when another server takes over: behind one address that is led elsewhere, behind sentinels, and in a cluster;
+//! and how soon a password is accepted that was wrong for a while.
 //!
 //! Tasks write all the time, each write with a deadline of its own. A time begins with what a client can know first: the address
 //! leads to the new primary, the sentinels announce it, the replica calls itself primary.
@@ -20,11 +21,22 @@ const ROUNDS: usize = 5;
 const TASKS: usize = 8;
 const DEADLINE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(2);
+/// How long a password is refused.
+const WRONG: Duration = Duration::from_secs(5);
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(30);
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        times.push(password_is_corrected().await);
+    }
+    report(
+        "a refused password is made right: the backend is ready after",
+        times,
+    );
+
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
         times.push(address_is_led_elsewhere().await);
@@ -67,6 +79,26 @@ async fn main() {
             others,
         );
     }
+}
+
+/// The server knows the user by another password at first.
+async fn password_is_corrected() -> Duration {
+    let server = RedisServer::start().await;
+    let mut admin = server.connection().await;
+    let mut set = async |rule: String| {
+        let mut acl = redis::cmd("ACL");
+        let acl = acl.arg("SETUSER").arg(USER).arg("resetpass").arg(rule);
+        let done: redis::RedisResult<()> = acl.query_async(&mut admin).await;
+        done.expect("a password is set");
+    };
+    set(">another one".to_owned()).await;
+    let config = Config::from_url(&server.url()).expect("a URL");
+    let backend = Backend::redis(config).expect("a backend");
+    tokio::time::sleep(WRONG).await;
+    set(format!(">{PASSWORD}")).await;
+    let corrected = Instant::now();
+    backend.ready(LONG).await.expect("the password is right");
+    corrected.elapsed()
 }
 
 /// The primary becomes a replica under the live connections; then the address leads to the other server.

@@ -215,6 +215,9 @@ impl Surveyor {
     async fn is_sharded(&self, cluster: &Arc<Cluster>, view: &View) -> Result<bool, bool> {
         let primaries = cluster.primaries(view);
         let known = cluster.known_to_be_sharded();
+        if primaries.is_empty() {
+            return Err(known.unwrap_or(true));
+        }
         if known.is_none() {
             greet(&primaries, Instant::now() + GRACE).await;
         }
