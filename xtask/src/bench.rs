@@ -44,13 +44,13 @@ fn instructions(server: &Path) -> Result {
     let build = ["build", "--release", "--manifest-path", MANIFEST];
     sh::run(cargo(&build).args(["--bin", "instructions"]))?;
     let single = Single::start(Home::temporary(server)?)?;
-    compare(&valgrind, "a single server", &single, &[])?;
+    compare(&valgrind, "a single server", single, &[])?;
     let cluster = Cluster::start(Home::temporary(server)?)?;
-    compare(&valgrind, "a cluster", &cluster, &["cluster-client"])
+    compare(&valgrind, "a cluster", cluster, &["cluster-client"])
 }
 
-/// Counts the bare client library, redis-conn and `others` on these servers.
-fn compare(valgrind: &Path, place: &str, servers: &impl Topology, others: &[&str]) -> Result {
+/// Counts the bare client library, redis-conn and `others` on these servers, which end with it: the next have their folder.
+fn compare(valgrind: &Path, place: &str, servers: impl Topology, others: &[&str]) -> Result {
     let environment = servers.environment();
     let count = |peer: &str| -> Result<u64> {
         let few = counted(valgrind, peer, &environment, FEW)?;
