@@ -449,14 +449,16 @@ async fn a_server_that_became_a_replica_is_left_for_the_one_that_has_its_place()
     let redis = redis(&backend);
     replicate(&old, 1).await;
 
-    let refused = redis.call(incr("tk:n"), SHORT).await.unwrap_err();
+    let hasty = connected_without_patience(&proxy.url()).await;
+    let refused = self::redis(&hasty).call(incr("tk:n"), LONG).await;
+    let refused = refused.unwrap_err();
     assert_eq!(
         *refused.kind(),
         ErrorKind::Unavailable,
         "it was not executed: {refused}"
     );
     assert_eq!(
-        backend.state(),
+        hasty.state(),
         State::Connected,
         "it goes on for those who read"
     );
@@ -476,6 +478,14 @@ async fn a_server_that_became_a_replica_is_left_for_the_one_that_has_its_place()
     }
     assert_eq!(stored(&new, "tk:n").await, Some(50));
     assert_eq!(stored(&old, "tk:n").await, None);
+}
+
+/// A backend whose calls have no time to wait for another primary.
+async fn connected_without_patience(url: &str) -> Backend {
+    let config = config(url).into_builder().retry_delay_on_failover(4 * LONG);
+    let backend = Backend::redis(config.build().unwrap()).unwrap();
+    backend.ready(LONG).await.unwrap();
+    backend
 }
 
 async fn until(mut holds: impl AsyncFnMut() -> bool) {
@@ -936,12 +946,12 @@ async fn writes_to_a_replica_leave_its_readers_alone() {
         .start()
         .await;
     replicate(&server, 1).await;
-    let backend = connected(&server.url()).await;
+    let backend = connected_without_patience(&server.url()).await;
     let redis = redis(&backend);
     let id = || Call::new("CLIENT", Class::Idempotent).arg("ID");
     let before = redis.call(id(), LONG).await.unwrap();
     for _ in 0..5 {
-        let refused = redis.call(incr("tk:n"), SHORT).await.unwrap_err();
+        let refused = redis.call(incr("tk:n"), LONG).await.unwrap_err();
         assert_eq!(*refused.kind(), ErrorKind::Unavailable);
     }
     let after = redis.call(id(), LONG).await.unwrap();

@@ -204,6 +204,9 @@ impl Redis {
             };
             if !pause.is_zero() {
                 sleep(pause).await;
+                if Instant::now() >= deadline {
+                    return Err(failure.error);
+                }
             }
             let limits = self.limits(call, deadline, retries.are_used_up());
             failure = match self.attempt(call, redirect, limits).await {
