@@ -482,7 +482,7 @@ async fn a_server_that_became_a_replica_is_left_for_the_one_that_has_its_place()
 
 /// A backend whose calls have no time to wait for another primary.
 async fn connected_without_patience(url: &str) -> Backend {
-    let config = config(url).into_builder().retry_delay_on_failover(4 * LONG);
+    let config = config(url).into_builder().retry_delay_on_failover(3 * LONG);
     let backend = Backend::redis(config.build().unwrap()).unwrap();
     backend.ready(LONG).await.unwrap();
     backend
