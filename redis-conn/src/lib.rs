@@ -37,8 +37,8 @@
 //!
 //! - *idempotent*: executing it twice does no harm. After a lost connection, and where no reply comes
 //!   within `REDIS_COMMAND_TIMEOUT`, it is sent again, inside its deadline.
-//! - *at most once*: it is never sent a second time. If its reply is late or lost the error is
-//!   [`ErrorKind::Ambiguous`]: it may have happened, once.
+//! - *at most once*: it is sent again only where the server refused it or it was never sent. If its
+//!   reply is late or lost the error is [`ErrorKind::Ambiguous`]: it may have happened, once.
 //!
 //! Callers wait for a connection only while the first attempt to make it is under way; after an
 //! attempt has failed they get [`ErrorKind::Unavailable`] at once. A connection on which three

@@ -8,7 +8,7 @@ use crate::{Error, ErrorKind};
 pub enum Class {
     /// Executing it twice does no harm: it is sent again on another connection while the deadline lasts.
     Idempotent,
-    /// Executing it twice could do harm: it is never sent a second time, and a lost reply is `Ambiguous`.
+    /// Executing it twice could do harm: it is sent again only where it cannot have been executed, and a lost reply is `Ambiguous`.
     AtMostOnce,
 }
 

@@ -11,13 +11,6 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    Call, Class, Context, Reply, backoff,
-    dial::Purpose,
-    fault::{Failure, Fault, Verdict},
-    target::{Found, Target},
-};
-use crate::{Error, ErrorKind, PoolDetails, deadline, engine::closed};
 use ::redis::Value;
 use bb8_redis::bb8::{self, ManageConnection, PooledConnection, RunError};
 use tokio::{
@@ -26,6 +19,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    Call, Class, Context, Reply, backoff,
+    dial::Purpose,
+    fault::{Failure, Fault, Verdict},
+    target::{Found, Target},
+};
+use crate::{Error, ErrorKind, PoolDetails, deadline, engine::closed};
 
 type Pooled = PooledConnection<'static, Manager>;
 

@@ -88,6 +88,8 @@ impl Supervisor {
                 }
             }
             () = self.retired.cancelled() => {
+                // First, so that no call comes while the last one ends.
+                self.lane.enter(Phase::Closed);
                 tokio::select! {
                     () = context.aborted.cancelled() => {}
                     () = self.lane.idle() => {}
