@@ -3,16 +3,17 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::time::Duration;
 
 use redis_conn::{Backend, Bus, Config, ErrorKind, Event, State, Subscription};
+use support::LONG;
 use testkit::{Fault, FaultProxy, PASSWORD, RedisServer, USER};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-
-const LONG: Duration = Duration::from_secs(20);
 
 async fn next(subscription: &mut Subscription) -> Event {
     tokio::time::timeout(LONG, subscription.recv())

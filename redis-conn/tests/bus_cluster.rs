@@ -3,6 +3,8 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{
     future::Future,
     net::SocketAddr,
@@ -13,18 +15,12 @@ use std::{
     time::Duration,
 };
 
-use redis_conn::{Backend, Bus, Config, Endpoint, ErrorKind, Event, Status, Subscription};
-use testkit::{Answer, PASSWORD, RedisCluster, Request, RespMock, USER};
-
-const LONG: Duration = Duration::from_secs(20);
+use redis_conn::{Backend, Bus, Config, ErrorKind, Event, Status, Subscription};
+use support::{LONG, cluster_config};
+use testkit::{Answer, RedisCluster, Request, RespMock};
 
 fn config(addrs: impl IntoIterator<Item = SocketAddr>) -> Config {
-    let endpoint = |addr: SocketAddr| Endpoint::tcp(addr.ip().to_string(), addr.port());
-    Config::cluster(addrs.into_iter().map(endpoint))
-        .username(USER)
-        .password(PASSWORD)
-        .build()
-        .unwrap()
+    cluster_config(addrs).build().unwrap()
 }
 
 async fn on(cluster: &RedisCluster) -> Backend {

@@ -3,6 +3,8 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{
     future::poll_fn,
     pin::Pin,
@@ -15,16 +17,17 @@ use std::{
 };
 
 use redis_conn::{
-    Backend, Config, Endpoint, Error,
-    raw::{Call, Class, Dedicated, Engine, Redis, Script},
+    Backend, Config, Error,
+    raw::{Call, Class, Dedicated, Redis, Script},
 };
-use testkit::{AfterDrop, Fault, FaultProxy, Matching, PASSWORD, RedisCluster, RedisServer, USER};
+use support::{cluster_config, redis};
+use testkit::{AfterDrop, Fault, FaultProxy, Matching, RedisCluster, RedisServer};
 use tokio::{
     task::{JoinSet, yield_now},
     time::timeout,
 };
 
-/// Longer than anything that works takes, so that it decides no test.
+/// Longer than anything that works takes, also where there is much of it, so that it decides no test.
 const LONG: Duration = Duration::from_secs(60);
 
 /// Together they stay below what one lane takes in flight.
@@ -38,10 +41,7 @@ async fn connected(config: Config) -> (Backend, Redis) {
     let config = config.into_builder().lanes(1).build().unwrap();
     let backend = Backend::redis(config).unwrap();
     backend.ready(LONG).await.unwrap();
-    let redis = match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    };
+    let redis = redis(&backend);
     (backend, redis)
 }
 
@@ -269,16 +269,8 @@ async fn of_a_million_dropped_calls_none_gives_its_reply_to_another() {
 async fn of_dropped_calls_to_a_cluster_none_gives_its_reply_to_another() {
     let cluster = RedisCluster::builder().replicas_per_primary(0);
     let cluster = cluster.start().await;
-    let addrs = cluster.addrs().into_iter();
-    let nodes = addrs.map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port()));
-    let (_backend, redis) = connected(
-        Config::cluster(nodes)
-            .username(USER)
-            .password(PASSWORD)
-            .build()
-            .unwrap(),
-    )
-    .await;
+    let config = cluster_config(cluster.addrs()).build().unwrap();
+    let (_backend, redis) = connected(config).await;
     let total = rounded(100_000);
     let tally = Arc::new(Tally::default());
     fill(&redis).await;

@@ -3,6 +3,8 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{
     sync::{
         Arc,
@@ -13,55 +15,24 @@ use std::{
 
 use redis_conn::{
     Backend, Config, ConfigBuilder, Endpoint, Error, ErrorKind, ScaleReads, State,
-    raw::{Call, Class, Engine, Redis, Reply, Script},
+    raw::{Call, Class, Redis, Reply, Script},
 };
+use support::{LONG, cluster_config, get, incr, redis, set, until};
 use testkit::{
     AfterDrop, Answer, Fault, Matching, PASSWORD, RedisCluster, RedisServer, Request, RespMock,
     USER,
 };
 use tokio::task::JoinHandle;
 
-/// Longer than anything that works takes, so that it decides no test.
-const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(200);
 /// Ten times the longest stop that a shard may have when another one is lost; less than [`LONG`], so that no deadline hides it.
 const HANG: Duration = Duration::from_secs(10);
 
-fn endpoints(cluster: &RedisCluster) -> Vec<Endpoint> {
-    let addrs = cluster.addrs().into_iter();
-    addrs
-        .map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port()))
-        .collect()
-}
-
-fn config(nodes: impl IntoIterator<Item = Endpoint>) -> ConfigBuilder {
-    Config::cluster(nodes).username(USER).password(PASSWORD)
-}
-
 async fn connected(cluster: &RedisCluster) -> Backend {
-    let config = config(endpoints(cluster)).build().unwrap();
+    let config = cluster_config(cluster.addrs()).build().unwrap();
     let backend = Backend::redis(config).unwrap();
     backend.ready(LONG).await.unwrap();
     backend
-}
-
-fn redis(backend: &Backend) -> Redis {
-    match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    }
-}
-
-fn get(key: &str) -> Call {
-    Call::new("GET", Class::Idempotent).key(key)
-}
-
-fn set(key: &str, value: &str) -> Call {
-    Call::new("SET", Class::Idempotent).key(key).arg(value)
-}
-
-fn incr(key: &str) -> Call {
-    Call::new("INCR", Class::AtMostOnce).key(key)
 }
 
 /// The command is executed, and nothing more comes back on its connection.
@@ -97,7 +68,7 @@ async fn commands_go_to_the_node_of_their_key() {
     cluster.reset_stats().await;
     for n in 0..200 {
         let key = format!("tk:key:{n}");
-        redis.call(set(&key, &n.to_string()), LONG).await.unwrap();
+        redis.call(set(&key, n.to_string()), LONG).await.unwrap();
         assert_eq!(
             text(redis.call(get(&key), LONG).await.unwrap()),
             n.to_string()
@@ -147,14 +118,20 @@ async fn a_lost_reply_of_an_at_most_once_command_is_ambiguous_and_it_ran_once() 
     assert!(cut.is_ambiguous(), "{cut}");
     cluster.proxy(owner).set(Fault::Pass);
     let stored = async || text(redis.call(get(&key), LONG).await.unwrap());
-    until(async || redis.call(get(&key), LONG).await.is_ok()).await;
+    until("an answer", async || {
+        redis.call(get(&key), LONG).await.is_ok()
+    })
+    .await;
     assert_eq!(stored().await, "1", "nothing was sent again");
 
     cluster.proxy(owner).set(swallowed("INCR"));
     let late = redis.call(incr(&key), SHORT).await.unwrap_err();
     assert!(late.is_ambiguous(), "{late}");
     cluster.proxy(owner).set(Fault::Reset);
-    until(async || redis.call(get(&key), LONG).await.is_ok()).await;
+    until("an answer", async || {
+        redis.call(get(&key), LONG).await.is_ok()
+    })
+    .await;
     assert_eq!(stored().await, "2");
 }
 
@@ -181,18 +158,6 @@ async fn a_lost_reply_of_an_idempotent_command_is_asked_for_again() {
     dropped.await;
     cluster.proxy(owner).set(Fault::Pass);
     assert_eq!(text(asked.await.unwrap().unwrap()), "1");
-}
-
-/// Asks again and again until it holds, for as long as a working cluster could need.
-async fn until(mut holds: impl AsyncFnMut() -> bool) {
-    let polled = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(LONG, polled)
-        .await
-        .expect("it never held");
 }
 
 /// Writes to one shard without a pause, and what became of it.
@@ -242,7 +207,7 @@ impl Writer {
     /// Waits until some more writes were acknowledged.
     async fn goes_on(&self) {
         let before = self.acknowledged();
-        until(async || self.acknowledged() > before + 10).await;
+        until("more writes", async || self.acknowledged() > before + 10).await;
     }
 
     async fn stop(self) -> (u64, Tally) {
@@ -271,7 +236,10 @@ async fn a_shard_is_lost(fail: impl FnOnce(&RedisCluster, usize)) {
     fail(&cluster, owner);
     let elected = cluster.wait_for_new_primary(slot, owner).await;
     assert_ne!(elected, owner);
-    until(async || redis.call(incr(&lost), LONG).await.is_ok()).await;
+    until("an answer", async || {
+        redis.call(incr(&lost), LONG).await.is_ok()
+    })
+    .await;
     for writer in others {
         writer.goes_on().await;
         let (_, tally) = writer.stop().await;
@@ -360,7 +328,7 @@ async fn a_new_key_of_a_slot_on_its_way_is_made_where_the_slot_goes() {
 #[tokio::test]
 async fn replicas_answer_only_what_they_are_allowed_to() {
     let cluster = RedisCluster::start().await;
-    let config = config(endpoints(&cluster)).scale_reads(ScaleReads::Replica);
+    let config = cluster_config(cluster.addrs()).scale_reads(ScaleReads::Replica);
     let backend = Backend::redis(config.build().unwrap()).unwrap();
     backend.ready(LONG).await.unwrap();
     let redis = redis(&backend);
@@ -377,7 +345,7 @@ async fn replicas_answer_only_what_they_are_allowed_to() {
         redis.call(get(&key), LONG).await.unwrap();
     }
     assert_eq!((gets(owner).await, gets(replica).await), (10, 0));
-    until(async || {
+    until("reads of the replica", async || {
         let read = redis.call(get(&key).from_replica(), LONG).await.unwrap();
         text(read) == "v" && gets(replica).await > 0
     })
@@ -389,14 +357,17 @@ async fn replicas_answer_only_what_they_are_allowed_to() {
     assert_eq!(gets(owner).await, before);
 
     cluster.kill(replica);
-    until(async || redis.call(get(&key).from_replica(), LONG).await.is_ok()).await;
+    until("an answer", async || {
+        redis.call(get(&key).from_replica(), LONG).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn every_node_ever_seen_leads_back_into_the_cluster() {
     let cluster = RedisCluster::builder().allow("+incr").start().await;
-    let first = endpoints(&cluster).remove(0);
-    let backend = Backend::redis(config([first]).build().unwrap()).unwrap();
+    let config = cluster_config([cluster.addr(0)]);
+    let backend = Backend::redis(config.build().unwrap()).unwrap();
     backend.ready(LONG).await.unwrap();
     let redis = redis(&backend);
     let key = keys()
@@ -409,13 +380,19 @@ async fn every_node_ever_seen_leads_back_into_the_cluster() {
     let elected = cluster
         .wait_for_new_primary(RedisCluster::slot_of(&key), 0)
         .await;
-    until(async || redis.call(incr(&key), LONG).await.is_ok()).await;
+    until("an answer", async || {
+        redis.call(incr(&key), LONG).await.is_ok()
+    })
+    .await;
     // Its successor hands over in turn, so that the slots must be looked up without the first node.
     cluster.restart(0).await;
     cluster.wait_ok().await;
     cluster.failover(0).await;
     cluster.kill(elected);
-    until(async || redis.call(incr(&key), LONG).await.is_ok()).await;
+    until("an answer", async || {
+        redis.call(incr(&key), LONG).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -435,8 +412,8 @@ async fn an_exclusive_connection_leads_to_the_node_of_its_key() {
 async fn a_configuration_for_another_kind_of_server_is_named() {
     let cluster = RedisCluster::start().await;
     let server = RedisServer::start().await;
-    let node = endpoints(&cluster).remove(0);
-    let single = Endpoint::tcp("127.0.0.1", server.port());
+    let node = Endpoint::tcp("127.0.0.1", cluster.addr(0).port());
+    let single = cluster_config([([127, 0, 0, 1], server.port()).into()]);
     for (config, found) in [
         (
             Config::builder(node)
@@ -446,7 +423,7 @@ async fn a_configuration_for_another_kind_of_server_is_named() {
                 .unwrap(),
             "a node of a cluster",
         ),
-        (config([single]).build().unwrap(), "a single server"),
+        (single.build().unwrap(), "a single server"),
     ] {
         let backend = Backend::redis(config).unwrap();
         assert!(backend.watch_state().wait_for(State::Error).await);
@@ -473,7 +450,10 @@ async fn slots_without_a_server_are_seen_in_the_state() {
     cluster.restart(owner).await;
     cluster.wait_ok().await;
     assert!(backend.watch_state().wait_for(State::Connected).await);
-    until(async || redis(&backend).call(incr(&key), LONG).await.is_ok()).await;
+    until("an answer", async || {
+        redis(&backend).call(incr(&key), LONG).await.is_ok()
+    })
+    .await;
 }
 
 /// A cluster of one node that says that every key is elsewhere: on the other one.
@@ -570,7 +550,7 @@ async fn look_ups(redis: &Redis, asked: &RespMock, times: usize) {
     let before = asked.count("CLUSTER SLOTS");
     // Its slot is one of the first.
     let unserved = || Call::new("UNSERVED", Class::Idempotent).key("{b}");
-    until(async || {
+    until("as many look-ups", async || {
         redis.call(unserved(), SHORT).await.unwrap_err();
         asked.count("CLUSTER SLOTS") >= before + times
     })
@@ -670,7 +650,10 @@ async fn slots_that_stay_without_a_server_are_looked_up_ever_more_seldom() {
     redis.call(get(&missing), LONG).await.unwrap_err();
     mock.set_slots([(0, 16_383, mock.addr())]);
     mock.on(served);
-    until(async || redis.call(get(&missing), LONG).await.is_ok()).await;
+    until("an answer", async || {
+        redis.call(get(&missing), LONG).await.is_ok()
+    })
+    .await;
     assert!(asking.elapsed() < HANG);
     assert!(backend.watch_state().wait_for(State::Connected).await);
 }

@@ -3,6 +3,8 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{
     error::Error as StdError,
     fs,
@@ -19,14 +21,12 @@ use std::{
 
 use redis_conn::{
     Backend, Config, ConfigBuilder, Credentials, Endpoint, Error, Login, State,
-    raw::{Call, Class, Engine, Redis},
+    raw::{Call, Class},
 };
+use support::{LONG, chain, redis};
 use tempfile::TempDir;
 use testkit::RedisServer;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
-
-/// Longer than anything that works takes, so that it decides no test.
-const LONG: Duration = Duration::from_secs(20);
 
 const OLD: &str = "the-old-secret";
 const NEW: &str = "the-new-secret";
@@ -147,13 +147,6 @@ fn by_provider(server: &RedisServer, provider: &Arc<Provider>) -> Backend {
     Backend::redis(config.build().unwrap()).unwrap()
 }
 
-fn redis(backend: &Backend) -> Redis {
-    match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    }
-}
-
 fn get() -> Call {
     Call::new("GET", Class::Idempotent).key("n")
 }
@@ -165,16 +158,6 @@ fn incr() -> Call {
 async fn serves(backend: &Backend) {
     backend.ready(LONG).await.unwrap();
     redis(backend).call(get(), LONG).await.unwrap();
-}
-
-fn chain(error: &Error) -> String {
-    let mut causes = vec![error.to_string()];
-    let mut cause = StdError::source(error);
-    while let Some(error) = cause {
-        causes.push(error.to_string());
-        cause = error.source();
-    }
-    causes.join(": ")
 }
 
 fn holds_no_secret(text: &str) {

@@ -3,6 +3,8 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{
     sync::{
         Arc,
@@ -12,17 +14,18 @@ use std::{
 };
 
 use redis_conn::{
-    Backend, Config, Endpoint, Error, ErrorKind, Event, Subscription,
-    raw::{Call, Class, Engine, Redis, Script},
+    Backend, Config, Error, ErrorKind, Event, Subscription,
+    raw::{Call, Class, Redis, Script},
 };
-use testkit::{Answer, Fault, FaultProxy, PASSWORD, RedisCluster, RedisServer, RespMock, USER};
+use support::{cluster_config, get, redis, until};
+use testkit::{Answer, Fault, FaultProxy, RedisCluster, RedisServer, RespMock};
 use tokio::{
     task::JoinHandle,
-    time::{interval, sleep, timeout},
+    time::{interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-/// Longer than anything that works takes, so that it decides no test.
+/// Longer than anything that works takes, also where there is much of it, so that it decides no test.
 const LONG: Duration = Duration::from_secs(60);
 
 fn single(url: &str) -> Config {
@@ -30,15 +33,9 @@ fn single(url: &str) -> Config {
     config.dial_timeout(LONG).lanes(1).build().unwrap()
 }
 
-fn cluster_config(cluster: &RedisCluster) -> Config {
-    let addrs = cluster.addrs().into_iter();
-    let nodes = addrs.map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port()));
-    let config = Config::cluster(nodes)
-        .username(USER)
-        .password(PASSWORD)
-        .dial_timeout(LONG)
-        .lanes(1);
-    config.build().unwrap()
+fn on_nodes(cluster: &RedisCluster) -> Config {
+    let config = cluster_config(cluster.addrs());
+    config.dial_timeout(LONG).lanes(1).build().unwrap()
 }
 
 async fn connected(config: Config) -> (Backend, Redis) {
@@ -46,17 +43,6 @@ async fn connected(config: Config) -> (Backend, Redis) {
     backend.ready(LONG).await.unwrap();
     let redis = redis(&backend);
     (backend, redis)
-}
-
-fn redis(backend: &Backend) -> Redis {
-    match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    }
-}
-
-fn get(key: &str) -> Call {
-    Call::new("GET", Class::Idempotent).key(key)
 }
 
 fn set(key: &str, value: impl AsRef<[u8]>, class: Class) -> Call {
@@ -71,17 +57,6 @@ static COUNT: Script = Script::new(
 async fn count(redis: &Redis, key: &str, deadline: Duration) -> Result<i64, Error> {
     let counted = redis.script(&COUNT, Class::AtMostOnce, &[key]);
     counted.run(deadline).await?.int()
-}
-
-/// Asks again and again until it holds.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let polled = async {
-        while !holds().await {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let polled = timeout(LONG, polled).await;
-    polled.unwrap_or_else(|_| panic!("it never came to {what}"));
 }
 
 /// The ids of the connections of one purpose, as the server knows them.
@@ -241,7 +216,7 @@ async fn a_lane_gone_without_a_word_is_replaced_under_traffic() {
 async fn a_lane_of_a_cluster_gone_without_a_word_concerns_its_own_shard_alone() {
     let cluster = RedisCluster::builder().replicas_per_primary(0).proxied();
     let cluster = cluster.start().await;
-    let (_backend, redis) = connected(cluster_config(&cluster)).await;
+    let (_backend, redis) = connected(on_nodes(&cluster)).await;
     let mut owners = Vec::new();
     for n in 0.. {
         let key = format!("tk:{{{n}}}");
@@ -376,7 +351,7 @@ async fn connections_made_by_the_first_call_are_not_missed_either() {
 async fn connections_that_a_cluster_ends_for_idleness_are_not_missed() {
     let cluster = RedisCluster::builder().replicas_per_primary(0);
     let cluster = cluster.arg("timeout", "1").start().await;
-    let backend = Backend::redis(cluster_config(&cluster)).unwrap();
+    let backend = Backend::redis(on_nodes(&cluster)).unwrap();
     let owner = cluster.primary_of(RedisCluster::slot_of("tk:{idle}")).await;
     let nodes = [owner, (owner + 1) % 3, (owner + 2) % 3].map(|node| cluster.node(node));
     // Whenever a lane comes back all are asked how they are, so that none may be idle for long: the pool is.

@@ -3,17 +3,18 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::time::Duration;
 
 use redis_conn::{
-    Backend, Config, ConfigBuilder, Endpoint, ErrorKind,
-    raw::{Call, Class, Dedicated, Engine, Redis},
+    Backend, Config, ConfigBuilder, ErrorKind,
+    raw::{Dedicated, Redis},
 };
-use testkit::{Answer, FaultProxy, PASSWORD, RedisSentinel, RedisServer, RespMock, USER};
+use support::{LONG, incr, redis, sentinel_config};
+use testkit::{Answer, FaultProxy, RedisSentinel, RedisServer, RespMock};
 use tokio::{runtime::Runtime, task::yield_now, time::timeout};
 
-/// Longer than anything that works takes, so that it decides no test.
-const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(100);
 
 /// An idle connection is not taken at its word for so long.
@@ -27,15 +28,8 @@ fn pool_only(url: &str) -> ConfigBuilder {
 
 fn start(config: ConfigBuilder) -> (Backend, Redis) {
     let backend = Backend::redis(config.build().unwrap()).unwrap();
-    let redis = match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    };
+    let redis = redis(&backend);
     (backend, redis)
-}
-
-fn incr(key: &str) -> Call {
-    Call::new("INCR", Class::AtMostOnce).key(key)
 }
 
 /// Lets a connection lie idle.
@@ -138,16 +132,7 @@ async fn who_waits_for_a_connection_gets_the_next_one_that_is_released() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_connection_writes_nothing_to_the_server_that_was_the_primary() {
     let group = RedisSentinel::builder().allow("+incr").start().await;
-    let sentinels = group.sentinel_addrs();
-    let sentinels = sentinels
-        .iter()
-        .map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port()));
-    let config = Config::sentinel(sentinels, group.master_name())
-        .username(USER)
-        .password(PASSWORD)
-        .sentinel_username(USER)
-        .sentinel_password(PASSWORD);
-    let (backend, redis) = start(config);
+    let (backend, redis) = start(sentinel_config(group.sentinel_addrs(), group.master_name()));
     backend.ready(LONG).await.unwrap();
     let mut held = redis.dedicated("tk:n", LONG).await.unwrap();
     held.call(incr("tk:held"), LONG).await.unwrap();

@@ -4,6 +4,8 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{
     net::SocketAddr,
     sync::{
@@ -15,12 +17,11 @@ use std::{
 
 use redis_conn::{
     Backend, Config, ConfigBuilder, Endpoint, Error, ErrorKind, State,
-    raw::{Call, Class, Engine, Redis, Reply, Script},
+    raw::{Call, Class, Reply, Script},
 };
+use support::{LONG, redis, until};
 use testkit::{Answer, Fault, FaultProxy, Request, RespMock};
 
-/// Longer than anything that works takes, so that it decides no test.
-const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(100);
 
 /// What a server may repeat in an error, and nobody else.
@@ -112,13 +113,6 @@ async fn connected(config: ConfigBuilder) -> Backend {
     backend
 }
 
-fn redis(backend: &Backend) -> &Redis {
-    match backend.engine() {
-        Engine::Redis(redis) => redis,
-        other => panic!("expected redis, found {other:?}"),
-    }
-}
-
 /// A replica refuses writes, and is not left for itself.
 async fn replica() -> RespMock {
     let mock = RespMock::start(data).await;
@@ -190,20 +184,9 @@ fn tells_no_secret(error: &Error) {
     assert!(!format!("{error} {error:?}").contains(SECRET), "{error:?}");
 }
 
-async fn until(mut holds: impl AsyncFnMut() -> bool) {
-    let holding = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(LONG, holding)
-        .await
-        .expect("it never holds");
-}
-
 /// A call that works, on whatever connection there is by then.
 async fn recovers(backend: &Backend) {
-    until(async || {
+    until("an answer", async || {
         redis(backend)
             .call(call(Class::AtMostOnce), LONG)
             .await
@@ -277,7 +260,8 @@ async fn a_refusal_inside_of_a_script_is_that_refusal_on_old_servers_too() {
         ("WRONGTYPE", Hears::Code),
     ] {
         fail(&mock, 1, old(code));
-        let script = redis(&backend).script(&SCRIPT, Class::AtMostOnce, &["k"]);
+        let redis = redis(&backend);
+        let script = redis.script(&SCRIPT, Class::AtMostOnce, &["k"]);
         check(code, code, hears, script.run(LONG).await);
         // Who refuses writes is looked past.
         mock.wait_for(|mock| mock.accepted() > 1).await;
@@ -393,7 +377,7 @@ async fn readers_keep_their_connection_until_a_server_takes_writes() {
     fail(&mock, 1, refusal("READONLY"));
     let refused = redis(&backend).call(call(Class::AtMostOnce), LONG).await;
     refused.unwrap();
-    until(async || {
+    until("another connection", async || {
         redis(&backend)
             .call(call(Class::Idempotent), LONG)
             .await
@@ -411,12 +395,13 @@ async fn a_script_that_the_server_does_not_know_is_sent_by_its_text_once() {
     let backend = connected(single(mock.addr())).await;
     for class in CLASSES {
         fail(&mock, 1, refusal("NOSCRIPT"));
-        let script = redis(&backend).script(&SCRIPT, class, &["k"]);
+        let redis = redis(&backend);
+        let script = redis.script(&SCRIPT, class, &["k"]);
         assert_eq!(script.run(LONG).await.unwrap().int().unwrap(), 1);
         assert_eq!((mock.count("EVALSHA"), mock.count("EVAL")), (1, 1));
 
         fail(&mock, usize::MAX, refusal("NOSCRIPT"));
-        let script = redis(&backend).script(&SCRIPT, class, &["k"]);
+        let script = redis.script(&SCRIPT, class, &["k"]);
         let unknown = script.run(LONG).await.unwrap_err();
         assert_eq!(*unknown.kind(), ErrorKind::Server("NOSCRIPT".into()));
         assert_eq!((mock.count("EVALSHA"), mock.count("EVAL")), (1, 1));

@@ -3,17 +3,18 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use redis_conn::{
-    Backend, Config, Endpoint, ErrorKind, Health, State, Status,
-    raw::{Call, Class, Engine, Redis},
+    Backend, Config, ErrorKind, Health, State, Status,
+    raw::{Call, Class},
 };
 use serde_json::{Value, json};
-use testkit::{Answer, PASSWORD, RedisCluster, RedisServer, RespMock, USER};
+use support::{LONG, cluster_config, redis};
+use testkit::{Answer, RedisCluster, RedisServer, RespMock};
 
-/// Longer than anything that works takes, so that it decides no test.
-const LONG: Duration = Duration::from_secs(20);
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 fn config(url: &str, required: bool) -> Config {
@@ -25,13 +26,6 @@ async fn connected(url: &str, required: bool) -> Backend {
     let backend = Backend::redis(config(url, required)).unwrap();
     backend.ready(LONG).await.unwrap();
     backend
-}
-
-fn redis(backend: &Backend) -> Redis {
-    match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    }
 }
 
 /// The health once it is as it should be.
@@ -188,10 +182,8 @@ async fn a_cluster_shows_its_nodes_and_what_it_says_of_itself() {
     // Without replicas: one could take the place of a node before it is missed.
     let cluster = RedisCluster::builder().replicas_per_primary(0);
     let cluster = cluster.start().await;
-    let seeds = cluster.addrs().into_iter();
-    let seeds = seeds.map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port()));
-    let config = Config::cluster(seeds).username(USER).password(PASSWORD);
-    let backend = Backend::redis(config.build().unwrap()).unwrap();
+    let config = cluster_config(cluster.addrs()).build().unwrap();
+    let backend = Backend::redis(config).unwrap();
     backend.ready(LONG).await.unwrap();
     let health = until(&backend, |health| {
         let details = health.checks[0].details.as_ref().unwrap();

@@ -3,17 +3,18 @@
 #![cfg(all(feature = "redis", feature = "metrics"))]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use redis_conn::{
-    Backend, Config, Endpoint, Event,
-    raw::{Call, Class, Engine, Redis, Script},
+    Backend, Config, Event,
+    raw::{Call, Class, Script},
 };
+use support::{LONG, endpoints, redis};
 use testkit::{Answer, Fault, FaultProxy, RedisServer, RespMock};
 
-/// Longer than anything that works takes, so that it decides no test.
-const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(100);
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -27,13 +28,6 @@ async fn connected(config: Config) -> Backend {
 
 async fn on(url: &str) -> Backend {
     connected(Config::from_url(url).unwrap()).await
-}
-
-fn redis(backend: &Backend) -> Redis {
-    match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    }
 }
 
 fn get() -> Call {
@@ -127,8 +121,8 @@ async fn calls(counted: &Counted) {
 async fn a_cluster(counted: &Counted) {
     let mock = RespMock::start(|_| Answer::Default).await;
     mock.set_mode("cluster");
-    let seed = Endpoint::tcp(mock.addr().ip().to_string(), mock.addr().port());
-    let backend = connected(Config::cluster([seed]).build().unwrap()).await;
+    let config = Config::cluster(endpoints([mock.addr()]));
+    let backend = connected(config.build().unwrap()).await;
     for kind in ["moved", "ask"] {
         let answer = format!("{} 1 {}", kind.to_uppercase(), mock.addr());
         mock.on(move |request| match request.is("GET") {

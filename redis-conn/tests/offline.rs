@@ -3,20 +3,24 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{net::SocketAddr, time::Duration};
 
 use redis_conn::{
-    Backend, Config, ConfigBuilder, Endpoint, Error, ErrorKind, State,
-    raw::{Call, Class, Engine, Redis, Script},
+    Backend, Config, ConfigBuilder, Error, ErrorKind, State,
+    raw::{Call, Class, Redis, Script},
 };
-use testkit::{Fault, FaultProxy, PASSWORD, RedisCluster, RedisServer, USER};
+use support::{cluster_config, redis};
+use testkit::{Fault, FaultProxy, RedisCluster, RedisServer};
 use tokio::{
     task::{JoinHandle, yield_now},
     time::timeout,
 };
 
-/// Longer than anything that works takes, so that it decides no test.
+/// Longer than anything that works takes, also where there is much of it, so that it decides no test.
 const LONG: Duration = Duration::from_secs(60);
+
 const SHORT: Duration = Duration::from_millis(100);
 
 fn single(url: &str) -> ConfigBuilder {
@@ -24,19 +28,12 @@ fn single(url: &str) -> ConfigBuilder {
 }
 
 fn cluster(addrs: impl IntoIterator<Item = SocketAddr>) -> ConfigBuilder {
-    let addrs = addrs.into_iter();
-    Config::cluster(addrs.map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port())))
-        .username(USER)
-        .password(PASSWORD)
-        .lanes(1)
+    cluster_config(addrs).lanes(1)
 }
 
 fn start(config: ConfigBuilder) -> (Backend, Redis) {
     let backend = Backend::redis(config.build().unwrap()).unwrap();
-    let redis = match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    };
+    let redis = redis(&backend);
     (backend, redis)
 }
 

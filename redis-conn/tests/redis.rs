@@ -3,16 +3,17 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{sync::Arc, time::Duration};
 
 use redis_conn::{
     Backend, Config, Error, ErrorKind, State,
-    raw::{Call, Class, Dedicated, Engine, Redis, Reply, Script},
+    raw::{Call, Class, Dedicated, Reply, Script},
 };
+use support::{LONG, get, incr, redis, until};
 use testkit::{AfterDrop, Fault, FaultProxy, Matching, PASSWORD, RedisServer, USER};
 
-/// Longer than anything that works takes, so that it decides no test.
-const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(100);
 
 fn config(url: &str) -> Config {
@@ -23,21 +24,6 @@ async fn connected(url: &str) -> Backend {
     let backend = Backend::redis(config(url)).unwrap();
     backend.ready(LONG).await.unwrap();
     backend
-}
-
-fn redis(backend: &Backend) -> Redis {
-    match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    }
-}
-
-fn get(key: &str) -> Call {
-    Call::new("GET", Class::Idempotent).arg(key)
-}
-
-fn incr(key: &str) -> Call {
-    Call::new("INCR", Class::AtMostOnce).arg(key)
 }
 
 /// The command is executed, and nothing more comes back on its connection.
@@ -470,7 +456,10 @@ async fn a_server_that_became_a_replica_is_left_for_the_one_that_has_its_place()
         writers.spawn(async move { redis.call(incr("tk:n"), LONG).await });
     }
     let refused_before = refusals(&old).await;
-    until(async || refusals(&old).await > refused_before + 50).await;
+    until("writers that the replica refuses", async || {
+        refusals(&old).await > refused_before + 50
+    })
+    .await;
     assert_eq!(writers.len(), 50);
     proxy.lead_to(new.addr());
     for written in writers.join_all().await {
@@ -486,16 +475,6 @@ async fn connected_without_patience(url: &str) -> Backend {
     let backend = Backend::redis(config.build().unwrap()).unwrap();
     backend.ready(LONG).await.unwrap();
     backend
-}
-
-async fn until(mut holds: impl AsyncFnMut() -> bool) {
-    let holding = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let held = tokio::time::timeout(LONG, holding).await;
-    held.expect("it never holds");
 }
 
 /// How many commands the server has refused because it is a replica.

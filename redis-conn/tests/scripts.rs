@@ -4,17 +4,17 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::time::Duration;
 
 use redis_conn::{
-    Backend, Config, Endpoint, Error, ErrorKind,
-    raw::{Call, Class, Engine, Redis, Script},
+    Backend, Config, Error, ErrorKind,
+    raw::{Call, Class, Redis, Script},
 };
-use testkit::{AfterDrop, Fault, FaultProxy, Matching, PASSWORD, RedisCluster, RedisServer, USER};
+use support::{LONG, cluster_config, redis};
+use testkit::{AfterDrop, Fault, FaultProxy, Matching, RedisCluster, RedisServer};
 use tokio::time::timeout;
-
-/// Longer than anything that works takes, so that it decides no test.
-const LONG: Duration = Duration::from_secs(20);
 
 /// Long enough for a command that is answered, and all of it passes where none is.
 const BRIEF: Duration = Duration::from_secs(2);
@@ -37,10 +37,7 @@ async fn count(redis: &Redis, class: Class, deadline: Duration) -> Result<i64, E
 async fn connected(config: Config) -> (Backend, Redis) {
     let backend = Backend::redis(config).unwrap();
     backend.ready(LONG).await.unwrap();
-    let redis = match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    };
+    let redis = redis(&backend);
     (backend, redis)
 }
 
@@ -132,10 +129,8 @@ async fn a_lost_reply_of_an_at_most_once_script_is_ambiguous_and_it_ran_once() {
 async fn a_lost_reply_of_an_at_most_once_script_on_a_cluster_is_ambiguous_and_it_ran_once() {
     let cluster = RedisCluster::builder().replicas_per_primary(0).proxied();
     let cluster = cluster.start().await;
-    let nodes = cluster.addrs().into_iter();
-    let nodes = nodes.map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port()));
-    let config = Config::cluster(nodes).username(USER).password(PASSWORD);
-    let (_backend, redis) = connected(config.build().unwrap()).await;
+    let config = cluster_config(cluster.addrs()).build().unwrap();
+    let (_backend, redis) = connected(config).await;
     let owner = cluster.primary_of(RedisCluster::slot_of(KEY)).await;
     a_lost_reply_is_ambiguous(cluster.proxy(owner), cluster.node(owner), &redis).await;
 }

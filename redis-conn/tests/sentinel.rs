@@ -3,17 +3,17 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::{collections::BTreeMap, error::Error as StdError, time::Duration};
+mod support;
+
+use std::{collections::BTreeMap, time::Duration};
 
 use redis_conn::{
-    Backend, Config, ConfigBuilder, Endpoint, Error, ErrorKind, Event, State, Subscription,
-    raw::{Call, Class, Engine, Redis, Script},
+    Backend, Config, ConfigBuilder, Error, ErrorKind, Event, State, Subscription,
+    raw::{Call, Class, Redis, Script},
 };
-use testkit::{Fault, PASSWORD, RedisSentinel, RedisServer, USER};
+use support::{LONG, chain, endpoints, incr, redis, sentinel_config, until};
+use testkit::{Fault, RedisSentinel, RedisServer};
 use tokio::{sync::watch, time::timeout};
-
-/// Longer than anything that works takes, so that it decides no test.
-const LONG: Duration = Duration::from_secs(20);
 
 /// The deadline of calls that may meet a server that says nothing.
 const SHORT: Duration = Duration::from_millis(500);
@@ -21,43 +21,13 @@ const SHORT: Duration = Duration::from_millis(500);
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 fn config(group: &RedisSentinel) -> ConfigBuilder {
-    service(plain(group))
-}
-
-/// As a service logs in to servers and sentinels in production.
-fn service(config: ConfigBuilder) -> ConfigBuilder {
-    config
-        .username(USER)
-        .password(PASSWORD)
-        .sentinel_username(USER)
-        .sentinel_password(PASSWORD)
-}
-
-/// As the default user.
-fn plain(group: &RedisSentinel) -> ConfigBuilder {
-    let addrs = group.sentinel_addrs();
-    Config::sentinel(addrs.iter().map(endpoint), group.master_name())
-}
-
-fn endpoint(addr: &std::net::SocketAddr) -> Endpoint {
-    Endpoint::tcp(addr.ip().to_string(), addr.port())
+    sentinel_config(group.sentinel_addrs(), group.master_name())
 }
 
 async fn connected(config: ConfigBuilder) -> Backend {
     let backend = Backend::redis(config.build().unwrap()).unwrap();
     backend.ready(LONG).await.unwrap();
     backend
-}
-
-fn redis(backend: &Backend) -> Redis {
-    match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    }
-}
-
-fn incr(key: &str) -> Call {
-    Call::new("INCR", Class::AtMostOnce).key(key)
 }
 
 async fn stored(group: &RedisSentinel, server: usize, key: &str) -> Option<u64> {
@@ -69,16 +39,6 @@ async fn stored(group: &RedisSentinel, server: usize, key: &str) -> Option<u64> 
         .unwrap()
 }
 
-/// Asks until it is so.
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let asking = async {
-        while !is_so().await {
-            tokio::time::sleep(ASK_AGAIN).await;
-        }
-    };
-    assert!(timeout(LONG, asking).await.is_ok(), "in vain: {what}");
-}
-
 /// Writes until a write is on the server `index`.
 async fn writes_reach(redis: &Redis, group: &RedisSentinel, index: usize) {
     let key = format!("tk:reached:{index}");
@@ -87,17 +47,6 @@ async fn writes_reach(redis: &Redis, group: &RedisSentinel, index: usize) {
         written.is_ok() && stored(group, index, &key).await.is_some()
     })
     .await;
-}
-
-/// All texts from an error down to its first cause.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 static ADD: Script = Script::new("return redis.call('INCRBY', KEYS[1], ARGV[1])");
@@ -169,11 +118,8 @@ async fn followers(sentinel: &RedisServer) -> usize {
 #[tokio::test]
 async fn sentinels_that_are_not_configured_are_learned() {
     let group = RedisSentinel::builder().allow("+incr").start().await;
-    let one = group.sentinel_addrs()[..1]
-        .iter()
-        .map(endpoint)
-        .collect::<Vec<_>>();
-    let backend = connected(service(Config::sentinel(one, group.master_name()))).await;
+    let one = group.sentinel_addrs().into_iter().take(1);
+    let backend = connected(sentinel_config(one, group.master_name())).await;
     for sentinel in group.sentinels() {
         until("each sentinel to be followed", async || {
             followers(sentinel).await > 0
@@ -191,9 +137,8 @@ async fn sentinels_that_are_not_configured_are_learned() {
 async fn a_name_that_no_sentinel_knows_is_a_named_error() {
     let group = RedisSentinel::start().await;
     let addrs = group.sentinel_addrs();
-    let wrong = Config::sentinel(addrs.iter().map(endpoint), "nobody");
-    let wrong = service(wrong).build().unwrap();
-    let backend = Backend::redis(wrong).unwrap();
+    let wrong = sentinel_config(addrs.clone(), "nobody");
+    let backend = Backend::redis(wrong.build().unwrap()).unwrap();
 
     assert!(
         timeout(LONG, backend.watch_state().wait_for(State::Error))
@@ -216,23 +161,18 @@ async fn sentinels_have_a_password_of_their_own() {
         .sentinel_password("of sentinels")
         .start()
         .await;
-    let backend = connected(
-        plain(&group)
-            .password("of servers")
-            .sentinel_password("of sentinels"),
-    )
-    .await;
+    // As the default user.
+    let of_servers = || {
+        let sentinels = endpoints(group.sentinel_addrs());
+        Config::sentinel(sentinels, group.master_name()).password("of servers")
+    };
+    let backend = connected(of_servers().sentinel_password("of sentinels")).await;
     let redis = redis(&backend);
     redis.call(incr("tk:n"), LONG).await.unwrap();
     let new = group.failover().await;
     writes_reach(&redis, &group, new).await;
 
-    for wrong in [
-        plain(&group).password("of servers"),
-        plain(&group)
-            .password("of servers")
-            .sentinel_password("of servers"),
-    ] {
+    for wrong in [of_servers(), of_servers().sentinel_password("of servers")] {
         let backend = Backend::redis(wrong.build().unwrap()).unwrap();
         assert!(
             timeout(LONG, backend.watch_state().wait_for(State::Error))
@@ -282,6 +222,17 @@ async fn a_primary_that_dies_is_left() {
     );
 }
 
+/// Without a call that could find it out.
+async fn is_left_for(backend: &Backend, group: &RedisSentinel, new: usize) {
+    let server = group.server(new);
+    until("lanes to the new primary", async || {
+        connections(server, ":lane ").await > 0
+    })
+    .await;
+    redis(backend).call(incr("tk:m"), LONG).await.unwrap();
+    assert_eq!(stored(group, new, "tk:m").await, Some(1));
+}
+
 /// Its sockets stay open: no connection tells that it is gone.
 #[tokio::test]
 async fn a_primary_that_freezes_is_left() {
@@ -291,13 +242,7 @@ async fn a_primary_that_freezes_is_left() {
     group.freeze(0);
     let new = group.wait_for_new_master(0).await;
     // Nobody calls meanwhile, so only the sentinels can have told.
-    let server = group.server(new);
-    until("lanes to the new primary", async || {
-        connections(server, ":lane ").await > 0
-    })
-    .await;
-    redis(&backend).call(incr("tk:m"), LONG).await.unwrap();
-    assert_eq!(stored(&group, new, "tk:m").await, Some(1));
+    is_left_for(&backend, &group, new).await;
 }
 
 #[tokio::test]
@@ -318,13 +263,7 @@ async fn a_switch_that_is_not_announced_is_found_by_asking() {
         proxy.wait_for(|stats| stats.dropped_pushes > 0).await;
     }
     // Nobody calls meanwhile: a call that is not answered would be a reason to ask.
-    let server = group.server(new);
-    until("lanes to the new primary", async || {
-        connections(server, ":lane ").await > 0
-    })
-    .await;
-    redis(&backend).call(incr("tk:m"), LONG).await.unwrap();
-    assert_eq!(stored(&group, new, "tk:m").await, Some(1));
+    is_left_for(&backend, &group, new).await;
 }
 
 #[tokio::test]

@@ -3,17 +3,14 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{net::SocketAddr, time::Duration};
 
-use redis_conn::{
-    Backend, Config, Endpoint,
-    raw::{Call, Class, Engine},
-};
+use redis_conn::{Backend, Config};
+use support::{LONG, endpoints, incr, redis};
 use testkit::{Answer, Request, RespMock};
 use tokio::time::timeout;
-
-/// Longer than anything that works takes, so that it decides no test.
-const LONG: Duration = Duration::from_secs(20);
 
 /// What a sentinel says.
 #[derive(Clone, Debug)]
@@ -94,21 +91,14 @@ async fn server() -> RespMock {
 }
 
 fn start(sentinels: &[&Sentinel]) -> Backend {
-    let endpoints = sentinels.iter().map(|sentinel| {
-        let addr = sentinel.mock.addr();
-        Endpoint::tcp(addr.ip().to_string(), addr.port())
-    });
+    let endpoints = endpoints(sentinels.iter().map(|sentinel| sentinel.mock.addr()));
     Backend::redis(Config::sentinel(endpoints, "main").build().unwrap()).unwrap()
 }
 
 /// One write, which must reach this server.
 async fn writes_to(backend: &Backend, server: &RespMock) {
-    let Engine::Redis(redis) = backend.engine() else {
-        panic!("expected redis");
-    };
     let before = server.count("INCR");
-    let incr = Call::new("INCR", Class::AtMostOnce).key("n");
-    redis.call(incr, LONG).await.unwrap();
+    redis(backend).call(incr("n"), LONG).await.unwrap();
     assert_eq!(server.count("INCR"), before + 1);
 }
 

@@ -3,24 +3,24 @@
 #![cfg(feature = "tls")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{
     error::Error as StdError,
     fs,
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use redis_conn::{
     Backend, Bus, Config, Endpoint, Event, State, Subscription, Tls,
-    raw::{Call, Class, Engine, Redis},
+    raw::{Call, Class, Redis},
 };
+use support::{LONG, endpoints, redis};
 use tempfile::TempDir;
 use testkit::{Authority, Certificate, PASSWORD, RedisCluster, RedisSentinel, RedisServer, USER};
 use tokio::{io::AsyncWriteExt as _, time::timeout};
-
-/// Longer than anything that works takes, so that it decides no test.
-const LONG: Duration = Duration::from_secs(20);
 
 /// The deadline of calls that are made again.
 const SHORT: Duration = Duration::from_millis(500);
@@ -50,13 +50,6 @@ fn unverified() -> Tls {
     #[cfg(feature = "tracing")]
     log::keep();
     Tls::new().reject_unauthorized(false)
-}
-
-fn redis(backend: &Backend) -> Redis {
-    match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    }
 }
 
 fn incr() -> Call {
@@ -404,11 +397,6 @@ async fn heard_now(news: &mut Subscription, text: &str) -> bool {
         }
     }
     false
-}
-
-fn endpoints(addrs: Vec<SocketAddr>) -> impl Iterator<Item = Endpoint> {
-    let endpoint = |addr: SocketAddr| Endpoint::tcp(addr.ip().to_string(), addr.port());
-    addrs.into_iter().map(endpoint)
 }
 
 #[tokio::test]

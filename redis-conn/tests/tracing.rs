@@ -3,17 +3,19 @@
 #![cfg(all(feature = "redis", feature = "tracing"))]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod support;
+
 use std::{
     collections::BTreeMap,
     fmt::Debug,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use redis_conn::{
     Backend, Config,
-    raw::{Call, Class, Engine, Redis},
+    raw::{Call, Class},
 };
+use support::{LONG, redis};
 use testkit::RedisServer;
 use tracing::{
     Instrument as _, Subscriber,
@@ -25,8 +27,6 @@ use tracing_subscriber::{
     layer::{Context, Layer, SubscriberExt as _},
     registry::Registry,
 };
-
-const LONG: Duration = Duration::from_secs(20);
 
 type Fields = BTreeMap<String, String>;
 
@@ -75,13 +75,6 @@ impl Visit for Collect {
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         self.0.insert(field.name().into(), format!("{value:?}"));
-    }
-}
-
-fn redis(backend: &Backend) -> Redis {
-    match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
     }
 }
 

@@ -3,17 +3,17 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::{error::Error as _, time::Duration};
+mod support;
+
+use std::error::Error as _;
 
 use redis_conn::{
     Backend, Config, ErrorKind, State,
     raw::{Call, Class, Engine},
 };
+use support::LONG;
 use testkit::{Answer, RespMock};
 use tokio::time::timeout;
-
-/// Longer than anything that works takes, so that it decides no test.
-const LONG: Duration = Duration::from_secs(20);
 
 async fn claiming(brand: &'static str, version: &'static str) -> RespMock {
     RespMock::start(move |request| {

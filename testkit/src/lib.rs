@@ -13,6 +13,7 @@
 //! | [`probe`] | the Tower contract, seen from the inner service | [`Probe`], [`drop_at_every_await`] |
 //! | [`stacks`] | one layer value mounted on axum, hyper and tonic | [`stacks::run`] |
 //! | [`process`] | the current test binary again, several times, as child processes | [`Fleet`] |
+//! | [`until`] | waiting for what no event tells | |
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -68,6 +69,7 @@ pub mod server;
 pub mod stacks;
 pub mod topology;
 
+pub use bound::until;
 pub use certs::{Authority, Certificate};
 pub use clock::{RedisClock, frozen_time_script};
 pub use cluster::RedisCluster;

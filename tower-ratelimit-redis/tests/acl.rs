@@ -10,7 +10,7 @@ use std::{
 };
 
 use redis_conn::{Audit, Backend, Config, ConfigBuilder, Endpoint};
-use testkit::{RedisCluster, RedisServer};
+use testkit::{RedisCluster, RedisServer, until};
 use tower_ratelimit_redis::{Limiter, OnFailure, Policy, RateLimitError};
 
 const USERS: &str = include_str!("../../deploy/users.acl");
@@ -164,20 +164,6 @@ async fn refusals(servers: &[RedisServer]) -> Vec<String> {
         all.extend(own.map(|entry| format!("{} {}", entry["reason"], entry["object"])));
     }
     all
-}
-
-async fn until(
-    patience: Duration,
-    what: &str,
-    mut is_so: impl AsyncFnMut() -> bool,
-) -> Result<(), String> {
-    let asking = async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let asked = tokio::time::timeout(patience, asking).await;
-    asked.map_err(|_| format!("in vain: {what}"))
 }
 
 async fn ready(config: ConfigBuilder, patience: Duration) -> Result<Backend, String> {

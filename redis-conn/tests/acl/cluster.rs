@@ -6,13 +6,14 @@ use redis_conn::{
     Backend, Config, Endpoint, ScaleReads,
     raw::{Call, Class},
 };
-use testkit::{PASSWORD, RedisCluster, USER};
+use testkit::{PASSWORD, RedisCluster, USER, until};
 
 use crate::{
     files::{USERS, login},
-    needed::{Row, each_is_needed, until},
+    needed::{Row, each_is_needed},
     raw::ask,
-    server::{bus, ready, redis},
+    server::{bus, ready},
+    support::redis,
 };
 
 /// What is done on a cluster.

@@ -8,6 +8,8 @@ mod files;
 mod needed;
 mod raw;
 mod server;
+#[path = "../support/mod.rs"]
+mod support;
 mod watched;
 
 use std::collections::BTreeSet;

@@ -11,7 +11,7 @@ use testkit::RedisServer;
 use crate::files::entries;
 
 /// Longer than anything that works takes, so that it decides no test.
-pub(crate) const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// So long something is given that cannot work. That it was refused is seen otherwise.
 const SHORT: Duration = Duration::from_millis(1_500);
@@ -109,19 +109,4 @@ pub(crate) async fn refusals(servers: &[RedisServer], user: &str) -> Vec<String>
         all.extend(own.map(|entry| format!("{} {}", entry["reason"], entry["object"])));
     }
     all
-}
-
-/// Asks until it is so, or for as long as there is patience.
-pub(crate) async fn until(
-    patience: Duration,
-    what: &str,
-    mut is_so: impl AsyncFnMut() -> bool,
-) -> Result<(), String> {
-    let asking = async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let asked = tokio::time::timeout(patience, asking).await;
-    asked.map_err(|_| format!("in vain: {what}"))
 }

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use redis_conn::{
     Backend, Config, Event,
-    raw::{Call, Class, Engine, Redis, Script},
+    raw::{Call, Class, Script},
 };
-use testkit::RedisServer;
+use testkit::{RedisServer, until};
 
 use crate::{
     files::{USERS, login},
-    needed::{LONG, Row, each_is_needed, until},
+    needed::{LONG, Row, each_is_needed},
     raw::ask,
+    support::redis,
 };
 
 /// What is done on a server.
@@ -154,13 +155,6 @@ pub(crate) async fn ready(config: Config, patience: Duration) -> Result<Backend,
     let ready = backend.ready(patience).await;
     ready.map_err(|error| error.to_string())?;
     Ok(backend)
-}
-
-pub(crate) fn redis(backend: &Backend) -> Redis {
-    match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    }
 }
 
 async fn call(backend: &Backend, call: Call, patience: Duration) -> Result<(), String> {

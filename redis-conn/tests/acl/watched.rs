@@ -4,11 +4,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use redis_conn::{Backend, Config, Endpoint};
-use testkit::{PASSWORD, RedisSentinel, RedisServer, USER};
+use testkit::{PASSWORD, RedisSentinel, RedisServer, USER, until};
 
 use crate::{
     files::{SENTINEL_USERS, USERS, login},
-    needed::{LONG, Row, each_is_needed, refusals, until},
+    needed::{LONG, Row, each_is_needed, refusals},
     raw::ask,
     server::ready,
 };

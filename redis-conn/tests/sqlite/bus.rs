@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use redis_conn::{Backend, Event, Subscription};
-use testkit::{Fleet, process};
+use testkit::{Fleet, process, until};
 
-use super::{LONG, bypass, scratch, until};
+use super::{LONG, bypass, scratch};
 
 async fn next(subscription: &mut Subscription) -> Event {
     let event = tokio::time::timeout(LONG, subscription.recv()).await;
@@ -155,7 +155,9 @@ async fn old_messages_are_trimmed() {
     clock.advance(Duration::from_secs(11));
     bus.publish("news", b"new").await.unwrap();
     let trimmed = async || super::number(&backend, "SELECT min(seq) FROM tk_bus").await == 2;
-    until("the old message is gone", LONG, trimmed).await;
+    until(LONG, "the end of the old message", trimmed)
+        .await
+        .unwrap();
     assert_eq!(
         super::number(&backend, "SELECT count(*) FROM tk_bus").await,
         1

@@ -6,9 +6,10 @@ use redis_conn::{
     Backend, ErrorKind, ManualClock,
     raw::{Tx, sql_error},
 };
+use testkit::until;
 use tokio::task::JoinSet;
 
-use super::{LONG, engine, number, scratch, until, with_tables};
+use super::{LONG, engine, number, scratch, with_tables};
 
 const HOUR: u64 = 3_600_000_000;
 
@@ -54,10 +55,11 @@ async fn expired_rows_of_all_tables_are_swept_by_any_process() {
         "SELECT count(*) FROM test_boot",
         "SELECT count(*) FROM test_wall",
     ] {
-        until("expired rows are gone", LONG, async || {
+        until(LONG, "the end of expired rows", async || {
             number(&backend, count).await == 1
         })
-        .await;
+        .await
+        .unwrap();
     }
 }
 
@@ -69,7 +71,7 @@ async fn the_wall_clock_of_the_file_never_goes_back() {
     let job = |tx: &Tx<'_>| insert(tx, "test_wall", "due", HOUR);
     engine(&backend).write(LONG, job).await.unwrap();
     let swept = async || number(&backend, "SELECT count(*) FROM test_wall").await == 0;
-    until("the housekeeper stored the time", LONG, swept).await;
+    until(LONG, "the time to be stored", swept).await.unwrap();
     clock.set(HOUR / 2);
     let times = |tx: &Tx<'_>| Ok((tx.boot_micros(), tx.wall_micros()));
     assert_eq!(
@@ -99,7 +101,7 @@ async fn the_wal_is_emptied_even_if_nothing_can_be_written() {
     assert_eq!(error.kind(), &ErrorKind::Unavailable, "{error}");
     let wal = directory.path().join("shared.db-wal");
     let emptied = async || fs::metadata(&wal).unwrap().len() == 0;
-    until("the WAL is empty", LONG, emptied).await;
+    until(LONG, "an empty WAL", emptied).await.unwrap();
 }
 
 /// A million rows that live for a second, written as fast as 512 tasks can, leave a small file.
@@ -130,10 +132,8 @@ async fn a_million_short_lived_rows_leave_a_small_file() {
     };
     let count = async || number(&backend, "SELECT count(*) FROM test_boot").await;
     let small = async || count().await == 0 && size() <= 10 << 20;
-    until(
-        "all rows are gone and the file is at most 10 MiB",
-        Duration::from_secs(120),
-        small,
-    )
-    .await;
+    let bound = Duration::from_secs(120);
+    until(bound, "no row and at most 10 MiB", small)
+        .await
+        .unwrap();
 }

@@ -69,18 +69,6 @@ async fn number(backend: &Backend, query: &'static str) -> i64 {
     engine(backend).read(LONG, query).await.unwrap()
 }
 
-/// Looks again and again until it is so.
-async fn until(what: &str, bound: Duration, mut is_so: impl AsyncFnMut() -> bool) {
-    let end = tokio::time::Instant::now() + bound;
-    while !is_so().await {
-        assert!(
-            tokio::time::Instant::now() < end,
-            "not within {bound:?}: {what}"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 /// A connection past the crate.
 fn bypass(path: &PathBuf) -> sql::Connection {
     sql::Connection::open(path).unwrap()

@@ -4,17 +4,16 @@ use std::{
     error::Error as _,
     fs,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use redis_conn::{
     Backend, ErrorKind, Event, State, Status,
     raw::{Tx, sql_error},
 };
-use testkit::{Fleet, process};
+use testkit::{Fleet, process, until};
 use tokio::sync::oneshot;
 
-use super::{LONG, bypass, engine, increment, number, open, scratch, until};
+use super::{LONG, bypass, engine, increment, number, open, scratch};
 
 #[tokio::test]
 async fn eight_processes_open_a_new_file_at_the_same_moment() {
@@ -201,10 +200,11 @@ async fn a_file_that_is_removed_or_replaced_is_lost() {
         if replaced {
             fs::write(&path, "").unwrap();
         }
-        until("the loss is seen", LONG, async || {
+        until(LONG, "the loss to be seen", async || {
             backend.state() == State::Error
         })
-        .await;
+        .await
+        .unwrap();
         let mut next = async || tokio::time::timeout(LONG, news.recv()).await;
         assert_eq!(next().await.expect("it is deaf"), Some(Event::Gap));
         assert_eq!(next().await.expect("it is deaf"), None);
@@ -383,12 +383,9 @@ async fn dropping_the_last_handle_ends_every_thread() {
     assert!(open_descriptors(&path) > 0);
     drop(backend);
     let ended = async || open_descriptors(&path) == 0;
-    until(
-        "all threads have closed the file",
-        Duration::from_secs(10),
-        ended,
-    )
-    .await;
+    until(LONG, "all threads to close the file", ended)
+        .await
+        .unwrap();
 }
 
 /// How many descriptors of this process lead to the database or one of its companions.
