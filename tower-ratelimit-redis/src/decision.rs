@@ -2,7 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{Policy, policy::Limit, ring::Ring, rings::Rings};
+use crate::{
+    Policy,
+    counter::{Counter, Kind, Now},
+    counters::Counters,
+    policy::Limit,
+};
 
 /// Whether a call is admitted, and how much is left. Cheap to clone.
 ///
@@ -11,9 +16,20 @@ use crate::{Policy, policy::Limit, ring::Ring, rings::Rings};
 #[derive(Clone, Debug)]
 pub struct Decision {
     allowed: bool,
+    granted: u32,
+    blocked: bool,
     retry_after: Option<Duration>,
-    limits: Arc<[LimitState]>,
+    limits: Limits,
     source: Source,
+    /// When, by the clock that decided; none if nothing was charged that could be given back.
+    at: Option<Now>,
+}
+
+/// Most policies have one limit, and need no allocation.
+#[derive(Clone, Debug)]
+enum Limits {
+    One([LimitState; 1]),
+    Many(Arc<[LimitState]>),
 }
 
 /// Who decided.
@@ -22,10 +38,22 @@ pub struct Decision {
 pub enum Source {
     /// The backend: the decision counts for all processes that share it.
     Store,
+    /// What this process knows from the store's last answer: the refusal that was told then lasts still.
+    Cached,
     /// The in-process fallback, because the backend did not answer: [`OnFailure::Local`](crate::OnFailure::Local).
     Local,
     /// Nobody: the backend did not answer and the limiter is set to [`OnFailure::Open`](crate::OnFailure::Open).
     Open,
+}
+
+/// What a limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Unit {
+    /// Calls, or what they cost, over a window.
+    Requests,
+    /// What is held at the same time.
+    ConcurrentRequests,
 }
 
 /// One limit of the policy, after the decision.
@@ -34,14 +62,16 @@ pub enum Source {
 pub struct LimitState {
     /// Its name, such as `api-1s`.
     pub name: Arc<str>,
-    /// How many units it admits in any interval of the length [`window`](Self::window).
+    /// How many units it admits in one [`window`](Self::window), or holds at the same time; the burst of a GCRA.
     pub limit: u64,
     /// How many of them are left now.
     pub remaining: u64,
-    /// The length of the window.
+    /// The length of the window; the time in which an empty bucket of a GCRA is full again; the lease of a permit.
     pub window: Duration,
-    /// How long until the next unit becomes free, so until `remaining` rises; zero if all are free.
+    /// How long until the next unit becomes free, so until `remaining` rises; zero if all are free, and where nobody can tell.
     pub reset_after: Duration,
+    /// What the units are.
+    pub unit: Unit,
 }
 
 impl Decision {
@@ -51,7 +81,21 @@ impl Decision {
         self.allowed
     }
 
-    /// For a refused call: how long until the same call would be admitted if nobody else were meanwhile.
+    /// How many units were charged: the cost of an admitted call, what
+    /// [`check_at_most`](crate::Limiter::check_at_most) got, and nothing for a refused call.
+    #[must_use]
+    pub fn granted(&self) -> u64 {
+        self.granted.into()
+    }
+
+    /// Whether the subject is [blocked](crate::Limiter::block), whatever is left of its limits.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// For a refused call: how long until the same call would be admitted if nobody else were meanwhile. `None` also where that is
+    /// for somebody else to decide, who holds a permit.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
@@ -60,7 +104,10 @@ impl Decision {
     /// The limits in the order of the policy; none if the [source](Self::source) is [`Source::Open`].
     #[must_use]
     pub fn limits(&self) -> &[LimitState] {
-        &self.limits
+        match &self.limits {
+            Limits::One(limit) => limit,
+            Limits::Many(limits) => limits,
+        }
     }
 
     /// Who decided.
@@ -69,24 +116,51 @@ impl Decision {
         self.source
     }
 
-    /// What `rings`, aged to `now`, say about a call of this cost.
-    pub(crate) fn new(policy: &Policy, rings: &Rings, now: u64, cost: u32, allowed: bool) -> Self {
-        let wait =
-            |(ring, limit): (&Ring, &Limit)| ring.until_expired(ring.excess(cost, limit.max), now);
-        let retry_after =
-            (!allowed).then(|| rings.with(policy).map(wait).max().unwrap_or_default());
-        let state = |(ring, limit): (&Ring, &Limit)| LimitState {
-            name: Arc::clone(&limit.name),
-            limit: limit.max.into(),
-            remaining: ring.remaining(limit.max).into(),
-            window: Duration::from_micros(limit.window),
-            reset_after: ring.until_expired(1, now),
+    /// What `counters`, aged to `now`, say about a call of this cost of which `granted` units were charged.
+    pub(crate) fn new(
+        policy: &Policy,
+        counters: &Counters,
+        now: Now,
+        cost: u32,
+        granted: u32,
+    ) -> Self {
+        let allowed = granted > 0 || (cost == 0 && counters.fit(policy, 0, now));
+        Self::with(policy, counters, now, cost, granted, allowed)
+    }
+
+    /// What a call of this cost would meet.
+    pub(crate) fn look(policy: &Policy, counters: &Counters, now: Now, cost: u32) -> Self {
+        let allowed = counters.fit(policy, cost, now);
+        Self::with(policy, counters, now, cost, 0, allowed)
+    }
+
+    fn with(
+        policy: &Policy,
+        counters: &Counters,
+        now: Now,
+        cost: u32,
+        granted: u32,
+        allowed: bool,
+    ) -> Self {
+        let state = |(counter, limit): (&Counter, &Limit)| LimitState::new(counter, limit, now);
+        let mut own = counters.with(policy);
+        let limits = match (own.next(), policy.limits()) {
+            (Some(first), [_]) => Limits::One([state(first)]),
+            (first, _) => Limits::Many(first.into_iter().chain(own).map(state).collect()),
         };
+        let blocked = counters.blocked_for(now);
         Self {
             allowed,
-            retry_after,
-            limits: rings.with(policy).map(state).collect(),
+            granted,
+            blocked: blocked.is_some(),
+            retry_after: if allowed {
+                None
+            } else {
+                wait(policy, counters, now, cost).map(|wait| wait.max(blocked.unwrap_or_default()))
+            },
+            limits,
             source: Source::Store,
+            at: (granted > 0).then_some(now),
         }
     }
 
@@ -94,9 +168,12 @@ impl Decision {
     pub(crate) fn open() -> Self {
         Self {
             allowed: true,
+            granted: 0,
+            blocked: false,
             retry_after: None,
-            limits: Arc::default(),
+            limits: Limits::Many(Arc::default()),
             source: Source::Open,
+            at: None,
         }
     }
 
@@ -111,9 +188,65 @@ impl Decision {
         self
     }
 
+    /// The same refusal, told again after so long, by which it does not change.
+    pub(crate) fn again_after(&self, passed: Duration) -> Self {
+        let mut again = self.clone();
+        again.source = Source::Cached;
+        again.retry_after = again.retry_after.map(|wait| wait.saturating_sub(passed));
+        let age = |limit: &LimitState| LimitState {
+            reset_after: limit.reset_after.saturating_sub(passed),
+            ..limit.clone()
+        };
+        again.limits = match self.limits() {
+            [limit] => Limits::One([age(limit)]),
+            limits => Limits::Many(limits.iter().map(age).collect()),
+        };
+        again
+    }
+
+    pub(crate) fn charged(&self) -> u32 {
+        self.granted
+    }
+
+    /// When what was granted was charged, by the clock of the store.
+    pub(crate) fn at(&self) -> Option<Now> {
+        self.at
+    }
+
     /// The names of the limits that refuse a call of cost 1.
     pub(crate) fn violated(&self) -> impl Iterator<Item = &str> {
-        let exhausted = self.limits.iter().filter(|limit| limit.remaining == 0);
+        let exhausted = self.limits().iter().filter(|limit| limit.remaining == 0);
         exhausted.map(|limit| &*limit.name)
+    }
+}
+
+/// How long until every limit has room for `cost`, or nothing counts any more if that is never.
+fn wait(policy: &Policy, counters: &Counters, now: Now, cost: u32) -> Option<Duration> {
+    let mut longest = Duration::ZERO;
+    for (counter, limit) in counters.with(policy) {
+        let most = limit.max.saturating_sub(cost);
+        longest = longest.max(counter.until(most, now)?);
+    }
+    Some(longest)
+}
+
+impl LimitState {
+    fn new(counter: &Counter, limit: &Limit, now: Now) -> Self {
+        let used = counter.used(now);
+        // The moment at which one unit less is in use.
+        let next = used
+            .checked_sub(1)
+            .and_then(|fewer| counter.until(fewer, now));
+        Self {
+            name: Arc::clone(&limit.name),
+            limit: limit.max.into(),
+            remaining: limit.max.saturating_sub(used).into(),
+            window: Duration::from_micros(limit.window()),
+            reset_after: next.unwrap_or_default(),
+            unit: match limit.kind {
+                Kind::Leases => Unit::ConcurrentRequests,
+                _ => Unit::Requests,
+            },
+        }
     }
 }

@@ -20,10 +20,12 @@ pub enum PolicyError {
     },
     /// A limit of zero units.
     ZeroLimit,
-    /// A limit beyond `u32::MAX`.
+    /// A limit beyond `u32::MAX`, or beyond what an algorithm takes that stores each unit by itself.
     LimitTooLarge {
         /// The limit that was given.
         limit: u64,
+        /// The greatest that is possible.
+        most: u64,
     },
     /// A window of no length.
     ZeroWindow,
@@ -31,6 +33,18 @@ pub enum PolicyError {
     WindowNotRepresentable {
         /// The window that was given.
         window: Duration,
+    },
+    /// A rate whose interval per unit, in whole microseconds, differs by more than a hundredth from it.
+    RateNotRepresentable {
+        /// How many units.
+        limit: u64,
+        /// In which time.
+        window: Duration,
+    },
+    /// A bucket that needs more than 366 days to refill.
+    BurstTooLong {
+        /// The burst that was given.
+        burst: u64,
     },
     /// Two limits over windows of one length, so that they would also have one name.
     DuplicateWindow {
@@ -51,13 +65,21 @@ impl fmt::Display for PolicyError {
                 write!(f, "the policy has {count} limits, expected at most 8")
             }
             Self::ZeroLimit => f.write_str("a limit of 0 admits nothing, expected at least 1"),
-            Self::LimitTooLarge { limit } => {
-                write!(f, "limit {limit}: expected at most {}", u32::MAX)
+            Self::LimitTooLarge { limit, most } => {
+                write!(f, "limit {limit}: expected at most {most}")
             }
             Self::ZeroWindow => f.write_str("a window of no length, expected at least 1 ms"),
             Self::WindowNotRepresentable { window } => write!(
                 f,
                 "window {window:?}: expected whole microseconds, from 1 ms to 366 days"
+            ),
+            Self::RateNotRepresentable { limit, window } => write!(
+                f,
+                "{limit} units in {window:?}: expected an interval that is a whole number of microseconds, to a hundredth"
+            ),
+            Self::BurstTooLong { burst } => write!(
+                f,
+                "burst {burst}: expected a bucket that refills within 366 days"
             ),
             Self::DuplicateWindow { window } => {
                 write!(
@@ -85,6 +107,8 @@ pub enum RateLimitError {
         /// The smallest limit of the policy.
         limit: u64,
     },
+    /// The policy has a concurrency limit, whose units somebody must hold: expected [`acquire`](crate::Limiter::acquire).
+    NeedsPermit,
 }
 
 impl fmt::Display for RateLimitError {
@@ -94,6 +118,9 @@ impl fmt::Display for RateLimitError {
             Self::CostExceedsLimit { cost, limit } => {
                 write!(f, "cost {cost} exceeds the limit of {limit}")
             }
+            Self::NeedsPermit => {
+                f.write_str("the policy has a concurrency limit, expected acquire")
+            }
         }
     }
 }
@@ -102,7 +129,7 @@ impl StdError for RateLimitError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Self::Store(error) => Some(error),
-            Self::CostExceedsLimit { .. } => None,
+            Self::CostExceedsLimit { .. } | Self::NeedsPermit => None,
         }
     }
 }
@@ -123,7 +150,10 @@ mod tests {
     fn texts_are_lower_case_without_a_full_stop_or_the_source() {
         let errors: [Box<dyn StdError>; 4] = [
             Box::new(PolicyError::NoLimit),
-            Box::new(PolicyError::LimitTooLarge { limit: 1 << 40 }),
+            Box::new(PolicyError::LimitTooLarge {
+                limit: 1 << 40,
+                most: 1_024,
+            }),
             Box::new(RateLimitError::from(Error::new(ErrorKind::Timeout, "late"))),
             Box::new(RateLimitError::CostExceedsLimit { cost: 2, limit: 1 }),
         ];

@@ -1,13 +1,21 @@
 //! What decides while the store does not answer.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use redis_conn::{Check, Clock, Error, ErrorKind, Part, Status, Subject};
 
-use crate::{Decision, Policy, store::MemoryStore, trace::event};
+use crate::{
+    Decision, Policy,
+    counter::Charge,
+    store::{Asked, MemoryStore, Permits},
+    trace::event,
+};
 
 /// What happens to a call whose decision the store did not make in time.
 ///
@@ -77,9 +85,8 @@ impl Share {
         Self((share * Self::WHOLE as f64).round() as u64)
     }
 
-    fn of(self, max: u32) -> u32 {
-        let part = (u64::from(max) * self.0).div_ceil(Self::WHOLE);
-        u32::try_from(part).unwrap_or(max)
+    fn of(self, policy: &Policy) -> Policy {
+        policy.scaled(self.0)
     }
 }
 
@@ -102,19 +109,11 @@ impl Fallback {
         }
     }
 
-    /// The store has decided.
-    pub(crate) fn store_decided(
-        &self,
-        policy: &Policy,
-        subject: &Subject,
-        cost: u32,
-        decision: &Decision,
-    ) {
+    /// The store has decided, and charged so much.
+    pub(crate) fn store_charged(&self, policy: &Policy, subject: &Subject, charge: Charge) {
         self.store_answered();
-        if let Mode::Local { store, .. } = &self.mode
-            && decision.is_allowed()
-        {
-            store.charge(policy, subject, cost);
+        if let Mode::Local { store, share } = &self.mode {
+            store.charge(&share.of(policy), subject, charge);
         }
     }
 
@@ -129,23 +128,43 @@ impl Fallback {
         &self,
         policy: &Policy,
         subject: &Subject,
+        asked: Asked,
+        error: Error,
+    ) -> Result<Decision, Error> {
+        self.instead_of_store(error, |store, share| {
+            store.decide_now(&share.of(policy), subject, asked)
+        })
+    }
+
+    pub(crate) fn look(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
         cost: u32,
         error: Error,
     ) -> Result<Decision, Error> {
         self.instead_of_store(error, |store, share| {
-            store.decide_now(&policy.map_limits(|max| share.of(max)), subject, cost)
+            store.look_now(&share.of(policy), subject, cost)
         })
     }
 
-    pub(crate) fn peek(
-        &self,
-        policy: &Policy,
-        subject: &Subject,
-        error: Error,
-    ) -> Result<Decision, Error> {
-        self.instead_of_store(error, |store, share| {
-            store.peek_now(&policy.map_limits(|max| share.of(max)), subject)
-        })
+    /// Takes back, as far as the present counts have it, what the store or this was charged.
+    pub(crate) fn refund(&self, policy: &Policy, subject: &Subject, units: u32) {
+        if let Mode::Local { store, share } = &self.mode {
+            store.refund_now(&share.of(policy), subject, units);
+        }
+    }
+
+    pub(crate) fn block(&self, policy: &Policy, subject: &Subject, time: Duration) {
+        if let Mode::Local { store, share } = &self.mode {
+            store.block_now(&share.of(policy), subject, time);
+        }
+    }
+
+    pub(crate) fn permits(&self, policy: &Policy, subject: &Subject, what: Permits, names: &[u64]) {
+        if let Mode::Local { store, share } = &self.mode {
+            store.permits_now(&share.of(policy), subject, what, names);
+        }
     }
 
     pub(crate) fn reset(&self, policy: &Policy, subject: &Subject) {
@@ -217,10 +236,11 @@ impl Part for Fallback {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::counters::Ask;
 
     #[test]
     fn a_share_is_rounded_up_and_exact() {
-        let share = |share, max| Share::new(share).of(max);
+        let share = |share, max: u32| Share::new(share).of(&policy(max.into())).limits()[0].max;
         assert_eq!(share(0.5, 1), 1);
         assert_eq!(share(0.5, 5), 3);
         assert_eq!(share(0.07, 100), 7, "0.07 x 100.0 is above 7 in floats");
@@ -241,6 +261,10 @@ mod tests {
         policy.build().unwrap()
     }
 
+    fn all(units: u32) -> Asked {
+        Asked::new(Ask::All, Charge::of(units))
+    }
+
     fn fallback(on_failure: OnFailure) -> Fallback {
         let clock: Arc<dyn Clock> = Arc::new(redis_conn::ManualClock::new(1_000_000_000));
         Fallback::new(on_failure, &clock, 1_000)
@@ -256,12 +280,12 @@ mod tests {
         let subject = Subject::from("a");
         let decide = || {
             fallback
-                .decide(&policy, &subject, 2, error(ErrorKind::Timeout))
+                .decide(&policy, &subject, all(2), error(ErrorKind::Timeout))
                 .unwrap()
         };
         let peek = || {
             fallback
-                .peek(&policy, &subject, error(ErrorKind::Timeout))
+                .look(&policy, &subject, 1, error(ErrorKind::Timeout))
                 .unwrap()
         };
         assert_eq!(peek().limits()[0].limit, 2);
@@ -275,7 +299,7 @@ mod tests {
         let (fallback, policy) = (fallback(OnFailure::Open), policy(4));
         let subject = Subject::from("a");
         fallback
-            .decide(&policy, &subject, 1, error(ErrorKind::Unavailable))
+            .decide(&policy, &subject, all(1), error(ErrorKind::Unavailable))
             .unwrap();
         assert_eq!(fallback.check().status, Status::Degraded);
         fallback.store_answered();
@@ -288,8 +312,12 @@ mod tests {
             let (fallback, policy) = (fallback(mode), policy(4));
             let subject = Subject::from("a");
             let config = || error(ErrorKind::Config);
-            assert!(fallback.decide(&policy, &subject, 1, config()).is_err());
-            assert!(fallback.peek(&policy, &subject, config()).is_err());
+            assert!(
+                fallback
+                    .decide(&policy, &subject, all(1), config())
+                    .is_err()
+            );
+            assert!(fallback.look(&policy, &subject, 1, config()).is_err());
             assert_eq!(fallback.check().status, Status::Healthy);
         }
     }
@@ -298,7 +326,11 @@ mod tests {
     fn a_value_that_cannot_be_read_says_nothing_about_the_store() {
         let (fallback, policy) = (fallback(OnFailure::default()), policy(4));
         let subject = Subject::from("a");
-        let decide = |kind| fallback.decide(&policy, &subject, 1, error(kind)).unwrap();
+        let decide = |kind| {
+            fallback
+                .decide(&policy, &subject, all(1), error(kind))
+                .unwrap()
+        };
         assert_eq!(decide(ErrorKind::Corrupt).source(), crate::Source::Local);
         assert_eq!(fallback.check().status, Status::Healthy);
         decide(ErrorKind::Timeout);

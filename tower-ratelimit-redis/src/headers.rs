@@ -64,6 +64,7 @@ fn write_draft(limits: &[LimitState], headers: &mut HeaderMap) {
             remaining,
             window,
             reset_after,
+            ..
         } = limit;
         let (window, reset) = (seconds(*window), seconds(*reset_after));
         // Writing to a string cannot fail, and a name needs no quoting by what a policy's name may be.

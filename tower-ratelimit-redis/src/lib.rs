@@ -123,6 +123,9 @@
 #[cfg(feature = "axum")]
 mod axum;
 mod body;
+mod builder;
+mod counter;
+mod counters;
 mod decision;
 mod error;
 mod fallback;
@@ -131,10 +134,10 @@ mod headers;
 pub mod key;
 mod layer;
 mod limiter;
+mod permit;
 mod policy;
+mod random;
 mod reject;
-mod ring;
-mod rings;
 mod service;
 mod store;
 mod trace;
@@ -143,13 +146,15 @@ mod trace;
 pub use crate::axum::DecisionRejection;
 pub use crate::{
     body::ResponseBody,
-    decision::{Decision, LimitState, Source},
+    builder::LimiterBuilder,
+    decision::{Decision, LimitState, Source, Unit},
     error::{PolicyError, RateLimitError},
     fallback::OnFailure,
     future::ResponseFuture,
     headers::HeaderStyle,
     layer::{MissingKey, RateLimitLayer},
-    limiter::{Limiter, LimiterBuilder},
-    policy::{Policy, PolicyBuilder},
+    limiter::Limiter,
+    permit::{Acquired, Permit},
+    policy::{Algorithm, Policy, PolicyBuilder, Revise, WindowStart},
     service::RateLimit,
 };

@@ -1,29 +1,85 @@
 //! What is allowed: a name and its limits.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use crate::{PolicyError, RateLimitError, ring};
+use crate::{
+    PolicyError, RateLimitError,
+    counter::{self, Kind, leases, log},
+};
 
 /// The most limits of one policy: all of them are read and written at each decision.
 pub(crate) const MAX_LIMITS: usize = 8;
 const MAX_NAME: usize = 64;
 const MIN_WINDOW: Duration = Duration::from_millis(1);
-const MAX_WINDOW: Duration = Duration::from_micros(ring::MAX_WINDOW);
+/// The longest window, in microseconds: 366 days. Far below the 2^53 that Redis' scripts count exactly, also after a
+/// multiplication by 32.
+pub(crate) const MAX_SPAN: u64 = 366 * 24 * 3_600 * 1_000_000;
+const MAX_WINDOW: Duration = Duration::from_micros(MAX_SPAN);
+
+/// How a limit counts. What each admits at most, sustains and stores is told in the table of the [crate docs](crate#algorithms).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Algorithm {
+    /// Never more than the limit in any interval of the window's length.
+    #[default]
+    StrictWindow,
+    /// Two fixed windows, the older of which counts by its part that is still within reach. The least memory of those that slide.
+    SlidingCounter,
+    /// A bucket of `burst` units that refills evenly, by the limit in each window.
+    Gcra {
+        /// How many units the bucket holds, so how many may be spent at once.
+        burst: u64,
+    },
+    /// The time of every unit. Exact, for limits up to 1,024.
+    SlidingLog,
+    /// A count that begins anew with each window.
+    FixedWindow(WindowStart),
+}
+
+/// When the windows of a fixed window begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WindowStart {
+    /// At multiples of the window since the Unix epoch: full minutes, hours and days of UTC.
+    #[default]
+    Calendar,
+    /// With the first call that is admitted.
+    FirstCall,
+}
+
+/// What becomes of the counts of a subject when it is first seen under a higher [revision](PolicyBuilder::revision).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Revise {
+    /// They go on.
+    #[default]
+    Keep,
+    /// They are forgotten, but for permits that are held.
+    Reset,
+    /// They are multiplied by the new maximum over the old one, so that everybody has used the same part of the limit as before.
+    Proportional,
+}
 
 /// A named set of limits that are decided together: a call is admitted when every limit has room for it, and is charged to
 /// all of them or to none.
 ///
-/// The name is part of the stored key: policies of one name are charged with what any of them admits, each by its own windows,
-/// and share the counts of the windows they have in common; those of different names share nothing.
+/// The name is part of the stored key: policies of one name are charged with what any of them admits, each by its own limits,
+/// and share the counts of the limits they have in common; those of different names share nothing. So a subject may have a quota of
+/// its own: decide it under a policy of the same name and windows with another maximum.
 /// Cheap to clone.
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_ratelimit_redis::Policy;
+/// use tower_ratelimit_redis::{Algorithm, Policy};
 ///
 /// let policy = Policy::new("api")
 ///     .limit(20, Duration::from_secs(1))
-///     .limit(1_000, Duration::from_secs(3600))
+///     .limit_by(Algorithm::Gcra { burst: 200 }, 1_000, Duration::from_secs(3600))
+///     .concurrency(5, Duration::from_secs(30))
 ///     .build()?;
 /// assert_eq!(policy.name(), "api");
 /// # Ok::<(), tower_ratelimit_redis::PolicyError>(())
@@ -34,14 +90,34 @@ pub struct Policy(Arc<Inner>);
 struct Inner {
     name: Arc<str>,
     limits: Box<[Limit]>,
+    revision: u32,
+    on_revision: Revise,
+    /// What the scripts are told: made once.
+    #[cfg(feature = "redis")]
+    packed: Box<[u8]>,
+    /// The part of it that a fallback admits, by the share in millionths.
+    scaled: OnceLock<(u64, Policy)>,
 }
 
-/// So many units in any interval of so many microseconds.
+/// So many units in so many microseconds, by some algorithm.
 #[derive(Clone)]
 pub(crate) struct Limit {
     pub(crate) name: Arc<str>,
+    pub(crate) kind: Kind,
+    /// How many units may be in use at once.
     pub(crate) max: u32,
-    pub(crate) window: u64,
+    /// The window; the interval of one unit of a GCRA; the lease of a permit. It tells counters of one kind apart.
+    pub(crate) span: u64,
+}
+
+impl Limit {
+    /// Over how many microseconds `max` units are admitted.
+    pub(crate) fn window(&self) -> u64 {
+        match self.kind {
+            Kind::Gcra => self.span.saturating_mul(self.max.into()),
+            _ => self.span,
+        }
+    }
 }
 
 impl Policy {
@@ -54,7 +130,26 @@ impl Policy {
         PolicyBuilder {
             name: name.into(),
             limits: Vec::new(),
+            revision: 0,
+            on_revision: Revise::Keep,
         }
+    }
+
+    fn assemble(name: Arc<str>, limits: Box<[Limit]>, revision: u32, on_revision: Revise) -> Self {
+        let mut inner = Inner {
+            name,
+            limits,
+            revision,
+            on_revision,
+            #[cfg(feature = "redis")]
+            packed: Box::default(),
+            scaled: OnceLock::new(),
+        };
+        #[cfg(feature = "redis")]
+        {
+            inner.packed = pack(&inner).into();
+        }
+        Self(Arc::new(inner))
     }
 
     /// The name it was given.
@@ -70,13 +165,36 @@ impl Policy {
         &self.0.limits
     }
 
-    /// After how many microseconds without a charge nothing is counted any more, whatever the limit.
-    pub(crate) fn lifetime(&self) -> u64 {
-        let lifetimes = self
+    pub(crate) fn revision(&self) -> u32 {
+        self.0.revision
+    }
+
+    pub(crate) fn on_revision(&self) -> Revise {
+        self.0.on_revision
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn packed(&self) -> &[u8] {
+        &self.0.packed
+    }
+
+    /// Whether a call holds something until it ends.
+    pub(crate) fn has_leases(&self) -> bool {
+        self.limits().iter().any(|limit| limit.kind == Kind::Leases)
+    }
+
+    /// For how long a permit is held if nobody renews it.
+    pub(crate) fn lease(&self) -> Option<Duration> {
+        let leases = self
             .limits()
             .iter()
-            .map(|limit| ring::lifetime(limit.window));
-        lifetimes.max().unwrap_or_default()
+            .find(|limit| limit.kind == Kind::Leases);
+        leases.map(|limit| Duration::from_micros(limit.span))
+    }
+
+    /// After how many milliseconds without a charge nothing is counted any more, whatever the limit.
+    pub(crate) fn keep(&self) -> u64 {
+        keep(self.limits())
     }
 
     /// Refuses a cost that could never be admitted, however long one waits.
@@ -92,17 +210,56 @@ impl Policy {
         }
     }
 
-    /// The same policy with other maxima.
-    pub(crate) fn map_limits(&self, max: impl Fn(u32) -> u32) -> Self {
-        let scaled = |limit: &Limit| Limit {
-            max: max(limit.max),
-            ..limit.clone()
+    /// The same policy with maxima of so many millionths, rounded up. A bucket refills so much slower too.
+    pub(crate) fn scaled(&self, millionths: u64) -> Self {
+        let scale = || {
+            let of =
+                |number: u64| (u128::from(number) * u128::from(millionths)).div_ceil(1_000_000);
+            let scaled = |limit: &Limit| Limit {
+                max: u32::try_from(of(limit.max.into())).unwrap_or(limit.max),
+                span: match limit.kind {
+                    Kind::Gcra => (limit.span * 1_000_000).div_ceil(millionths),
+                    _ => limit.span,
+                },
+                ..limit.clone()
+            };
+            let limits = self.limits().iter().map(scaled).collect();
+            let name = Arc::clone(&self.0.name);
+            Self::assemble(name, limits, self.0.revision, self.0.on_revision)
         };
-        Self(Arc::new(Inner {
-            name: Arc::clone(&self.0.name),
-            limits: self.limits().iter().map(scaled).collect(),
-        }))
+        let (share, policy) = self.0.scaled.get_or_init(|| (millionths, scale()));
+        // Limiters with different shares of one policy are rare; the first one has it ready.
+        if *share == millionths {
+            policy.clone()
+        } else {
+            scale()
+        }
     }
+}
+
+fn keep(limits: &[Limit]) -> u64 {
+    let lifetimes = limits
+        .iter()
+        .map(|limit| counter::lifetime(limit.kind, limit.span, limit.max));
+    // One more: a value must not expire before its counts do.
+    lifetimes.max().unwrap_or_default().div_ceil(1_000) + 1
+}
+
+/// What the scripts are told of a policy: the number of limits (1 byte), the revision (4), whether its change must be applied by
+/// somebody else (1), for how many milliseconds a value is kept (8); and of each limit the kind (1), the maximum (4) and the span (8), as
+/// in front of a stored counter.
+#[cfg(feature = "redis")]
+fn pack(inner: &Inner) -> Vec<u8> {
+    let mut out = vec![inner.limits.len() as u8];
+    out.extend_from_slice(&inner.revision.to_le_bytes());
+    out.push(u8::from(inner.on_revision != Revise::Keep));
+    out.extend_from_slice(&keep(&inner.limits).to_le_bytes());
+    for limit in &inner.limits {
+        out.push(limit.kind as u8);
+        out.extend_from_slice(&limit.max.to_le_bytes());
+        out.extend_from_slice(&limit.span.to_le_bytes());
+    }
+    out
 }
 
 impl fmt::Debug for Policy {
@@ -110,18 +267,15 @@ impl fmt::Debug for Policy {
         f.debug_struct("Policy")
             .field("name", &self.name())
             .field("limits", &self.limits())
+            .field("revision", &self.0.revision)
             .finish()
     }
 }
 
 impl fmt::Debug for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} in {:?}",
-            self.max,
-            Duration::from_micros(self.window)
-        )
+        let window = Duration::from_micros(self.window());
+        write!(f, "{} in {window:?} ({:?})", self.max, self.kind)
     }
 }
 
@@ -130,15 +284,47 @@ impl fmt::Debug for Limit {
 #[must_use = "a policy begins to exist with `build`"]
 pub struct PolicyBuilder {
     name: String,
-    limits: Vec<(u64, Duration)>,
+    limits: Vec<Wanted>,
+    revision: u32,
+    on_revision: Revise,
+}
+
+/// A limit as it was said.
+#[derive(Clone, Copy, Debug)]
+enum Wanted {
+    Rate(Algorithm, u64, Duration),
+    Concurrency(u64, Duration),
 }
 
 impl PolicyBuilder {
     /// Adds a limit: never more than `max` units in any interval of the length `window`.
     ///
     /// It is named after both: `api-1s`, `api-3600s`, `api-500ms`.
-    pub fn limit(mut self, max: u64, window: Duration) -> Self {
-        self.limits.push((max, window));
+    pub fn limit(self, max: u64, window: Duration) -> Self {
+        self.limit_by(Algorithm::StrictWindow, max, window)
+    }
+
+    /// Adds a limit of `max` units in each `window`, by another algorithm.
+    pub fn limit_by(mut self, algorithm: Algorithm, max: u64, window: Duration) -> Self {
+        self.limits.push(Wanted::Rate(algorithm, max, window));
+        self
+    }
+
+    /// Adds a limit of `max` units that are held at the same time, up to 1,024. They are held by a
+    /// [`Permit`](crate::Permit) until it is dropped. It is renewed meanwhile; that of a process which dies ends after `lease`.
+    ///
+    /// It is named `api-concurrency`.
+    pub fn concurrency(mut self, max: u64, lease: Duration) -> Self {
+        self.limits.push(Wanted::Concurrency(max, lease));
+        self
+    }
+
+    /// Says which version of the policy this is, 0 if not set, and what becomes of the counts of the versions before.
+    ///
+    /// The first call of a subject under a higher revision than its counts have applies `change` to them, once. A lower one decides
+    /// by its own limits and what is counted, and changes nothing else; so two versions may serve side by side.
+    pub fn revision(mut self, revision: u32, change: Revise) -> Self {
+        (self.revision, self.on_revision) = (revision, change);
         self
     }
 
@@ -155,21 +341,67 @@ impl PolicyBuilder {
             _ => {}
         }
         let mut limits: Vec<Limit> = Vec::with_capacity(self.limits.len());
-        for (max, window) in self.limits {
-            let micros = check_window(window)?;
-            if limits.iter().any(|other| other.window == micros) {
-                return Err(PolicyError::DuplicateWindow { window });
+        for wanted in self.limits {
+            let limit = wanted.limit(&self.name)?;
+            let same = |other: &Limit| {
+                other.name == limit.name || (other.kind, other.span) == (limit.kind, limit.span)
+            };
+            if limits.iter().any(same) {
+                return Err(PolicyError::DuplicateWindow {
+                    window: wanted.window(),
+                });
             }
-            limits.push(Limit {
-                name: limit_name(&self.name, micros).into(),
-                max: check_max(max)?,
-                window: micros,
-            });
+            limits.push(limit);
         }
-        Ok(Policy(Arc::new(Inner {
-            name: self.name.into(),
-            limits: limits.into(),
-        })))
+        Ok(Policy::assemble(
+            self.name.into(),
+            limits.into(),
+            self.revision,
+            self.on_revision,
+        ))
+    }
+}
+
+impl Wanted {
+    fn window(self) -> Duration {
+        match self {
+            Self::Rate(_, _, window) | Self::Concurrency(_, window) => window,
+        }
+    }
+
+    fn limit(self, policy: &str) -> Result<Limit, PolicyError> {
+        let micros = check_window(self.window())?;
+        let (kind, max, span) = match self {
+            Self::Concurrency(max, _) => (Kind::Leases, few(max, leases::MAX_LIMIT)?, micros),
+            Self::Rate(Algorithm::StrictWindow, max, _) => (Kind::Strict, check_max(max)?, micros),
+            Self::Rate(Algorithm::SlidingCounter, max, _) => {
+                (Kind::Sliding, check_max(max)?, micros)
+            }
+            Self::Rate(Algorithm::SlidingLog, max, _) => {
+                (Kind::Log, few(max, log::MAX_LIMIT)?, micros)
+            }
+            Self::Rate(Algorithm::FixedWindow(WindowStart::Calendar), max, _) => {
+                (Kind::FixedAligned, check_max(max)?, micros)
+            }
+            Self::Rate(Algorithm::FixedWindow(WindowStart::FirstCall), max, _) => {
+                (Kind::FixedFirst, check_max(max)?, micros)
+            }
+            Self::Rate(Algorithm::Gcra { burst }, max, window) => (
+                Kind::Gcra,
+                check_max(burst)?,
+                interval(max, burst, window, micros)?,
+            ),
+        };
+        let name = match kind {
+            Kind::Leases => format!("{policy}-concurrency"),
+            _ => limit_name(policy, micros),
+        };
+        Ok(Limit {
+            name: name.into(),
+            kind,
+            max,
+            span,
+        })
     }
 }
 
@@ -185,7 +417,34 @@ fn check_max(max: u64) -> Result<u32, PolicyError> {
     match u32::try_from(max) {
         Ok(0) => Err(PolicyError::ZeroLimit),
         Ok(max) => Ok(max),
-        Err(_) => Err(PolicyError::LimitTooLarge { limit: max }),
+        Err(_) => Err(PolicyError::LimitTooLarge {
+            limit: max,
+            most: u32::MAX.into(),
+        }),
+    }
+}
+
+fn few(max: u64, most: u32) -> Result<u32, PolicyError> {
+    match check_max(max)? {
+        fitting if fitting <= most => Ok(fitting),
+        _ => Err(PolicyError::LimitTooLarge {
+            limit: max,
+            most: most.into(),
+        }),
+    }
+}
+
+/// The time in which a bucket refills by one unit: rounded up to whole microseconds, which must not lose more than a hundredth of the
+/// rate; and the whole bucket must be full again after a window that can be represented.
+fn interval(max: u64, burst: u64, window: Duration, micros: u64) -> Result<u64, PolicyError> {
+    check_max(max)?;
+    let interval = micros.div_ceil(max);
+    if u128::from(interval) * u128::from(max) * 100 > u128::from(micros) * 101 {
+        return Err(PolicyError::RateNotRepresentable { limit: max, window });
+    }
+    match interval.checked_mul(burst) {
+        Some(refill) if refill <= MAX_SPAN => Ok(interval),
+        _ => Err(PolicyError::BurstTooLong { burst }),
     }
 }
 
@@ -250,7 +509,8 @@ mod tests {
     fn what_cannot_be_counted_exactly_is_refused() {
         let limit = u64::from(u32::MAX) + 1;
         let too_large = Policy::new("api").limit(limit, SECOND);
-        assert_eq!(error(too_large), PolicyError::LimitTooLarge { limit });
+        let most = limit - 1;
+        assert_eq!(error(too_large), PolicyError::LimitTooLarge { limit, most });
         let last = Policy::new("api").limit(limit - 1, MAX_WINDOW).build();
         assert!(last.is_ok());
 

@@ -107,7 +107,9 @@ async fn admit<K: KeyExtractor>(
         Ok(decision) => Err(Refusal::Quota(decision)),
         Err(RateLimitError::Store(error)) => Err(Refusal::Undecided(error)),
         // Every limit is at least 1.
-        Err(RateLimitError::CostExceedsLimit { .. }) => unreachable!("a request costs 1"),
+        Err(RateLimitError::CostExceedsLimit { .. } | RateLimitError::NeedsPermit) => {
+            unreachable!("a request costs 1")
+        }
     }
 }
 

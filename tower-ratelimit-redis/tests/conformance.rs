@@ -21,6 +21,10 @@ fn audit() -> redis_conn::Audit {
 const WINDOW: Duration = Duration::from_micros(3_600_000_007);
 const HOUR: u64 = 3_600_000_007;
 
+/// The length of what is stored before the counters, and of the counter of a strict window.
+const HEAD: usize = 22;
+const STRICT: usize = 161;
+
 fn policy(max: u64) -> Policy {
     Policy::new("test").limit(max, WINDOW).build().unwrap()
 }
@@ -410,21 +414,23 @@ mod cases {
         let mut too_many = good.clone();
         too_many[1] = 2;
         let (short, long) = (&good[..good.len() - 1], [good, &[0][..]].concat());
+        let head = &good[2..HEAD];
         let mut of_the_right_length = vec![0xAB; good.len()];
         of_the_right_length[..2].copy_from_slice(&[1, 1]);
+        let span = HEAD + 5..HEAD + 13;
         let mut no_window = good.clone();
-        no_window[2..10].fill(0);
+        no_window[span.clone()].fill(0);
         let mut too_long_a_window = good.clone();
-        too_long_a_window[2..10].fill(0xFF);
-        let mut twice = [good, &good[2..]].concat();
+        too_long_a_window[span].fill(0xFF);
+        let mut twice = [good, &good[HEAD..]].concat();
         twice[1] = 2;
         // Behind a ring of ours, one that is spoiled.
-        let behind = |ring: &[u8]| [&[1, 2], &good[2..], &ring[2..]].concat();
+        let behind = |ring: &[u8]| [&[1, 2], &good[2..], &ring[HEAD..]].concat();
         let (spoiled_behind, empty_behind) = (behind(&of_the_right_length), behind(&no_window));
-        let mut too_many_rings = vec![1, 17];
+        let mut too_many_rings = [&[1, 17], head].concat();
         for n in 0..17 {
-            too_many_rings.extend_from_slice(&good[2..]);
-            let at = too_many_rings.len() - 152;
+            too_many_rings.extend_from_slice(&good[HEAD..]);
+            let at = too_many_rings.len() - STRICT + 5;
             too_many_rings[at] = too_many_rings[at].wrapping_add(n);
         }
         let values: [&[u8]; 14] = [
@@ -480,29 +486,38 @@ mod cases {
         let Some(stored) = fixture.stored().await else {
             return;
         };
-        let mut value = vec![1, 2];
+        let mut counters = Vec::new();
         for window in [HOUR, 2 * HOUR] {
             let (first, head) = (bucket(window, START), bucket(window, later));
-            value.extend(window.to_le_bytes());
-            value.extend(head.to_le_bytes());
-            // Nothing was counted before; then what was counted up to the end of each bucket.
-            value.extend(0_u32.to_le_bytes());
-            for slot in (head - 32)..=head {
-                let sum = u32::from(slot >= first) * 2 + u32::from(slot == head) * 3;
-                value.extend(sum.to_le_bytes());
+            counters.push(1);
+            counters.extend(9_u32.to_le_bytes());
+            counters.extend(window.to_le_bytes());
+            counters.extend(head.to_le_bytes());
+            // Nothing was counted before; then what was counted up to the end of each bucket, one of which lies ahead.
+            counters.extend(0_u32.to_le_bytes());
+            for slot in (head - 32)..=head + 1 {
+                let sum = u32::from(slot >= first) * 2 + u32::from(slot >= head) * 3;
+                counters.extend(sum.to_le_bytes());
             }
         }
+        // The revision, for how many milliseconds it is kept, and that nobody is blocked.
+        let keep = 2 * HOUR + 2 * (2 * HOUR).div_ceil(32);
+        let mut head = vec![1, 2, 0, 0, 0, 0];
+        head.extend((keep.div_ceil(1_000) + 1).to_le_bytes());
+        head.extend([0; 8]);
         let key = "tk:r1:{f49f43b3fe0e798d5e9998bc25e356f2}:test";
-        assert_eq!(stored, [(key.to_owned(), value.clone())]);
+        let value = [&head[..], &counters].concat();
+        assert_eq!(stored, [(key.to_owned(), value)]);
 
         // Another policy of the name: its ring, and those behind it that it does not have.
         let other = Policy::new("test").limit(9, 2 * WINDOW).build().unwrap();
         check(&limiter, &other, "user:42", 1).await;
-        let (mut first, mut second) = (value[2..154].to_vec(), value[154..].to_vec());
-        for ring in [&mut first, &mut second] {
-            ring[148] += 1;
+        let (first, second) = counters.split_at_mut(STRICT);
+        for ring in [&mut *first, &mut *second] {
+            ring[STRICT - 8] += 1;
+            ring[STRICT - 4] += 1;
         }
-        let value = [&[1, 2][..], &second, &first].concat();
+        let value = [&head[..], second, first].concat();
         let stored = fixture.stored().await.unwrap();
         assert_eq!(stored, [(key.to_owned(), value)]);
 
@@ -510,7 +525,7 @@ mod cases {
         fixture.set(START + HOUR * 34 / 32).await;
         check(&limiter, &policy, "user:42", 1).await;
         let stored = &fixture.stored().await.unwrap()[0].1;
-        assert_eq!((stored[18], stored[150]), (2, 7));
+        assert_eq!((stored[HEAD + 21], stored[HEAD + STRICT - 4]), (2, 7));
     }
 }
 

@@ -149,17 +149,26 @@ impl Reply {
         }
     }
 
+    /// An array of any length.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if the answer is something else.
+    pub fn list(self) -> Result<Vec<Reply>, Error> {
+        match self.0 {
+            ::redis::Value::Array(items) => Ok(items.into_iter().map(Reply).collect()),
+            _ => Err(self.unexpected("an array")),
+        }
+    }
+
     /// An array of exactly `N` replies.
     ///
     /// # Errors
     ///
     /// `Corrupt` if the answer is something else.
     pub fn array<const N: usize>(self) -> Result<[Reply; N], Error> {
-        let ::redis::Value::Array(items) = self.0 else {
-            return Err(self.unexpected("an array"));
-        };
+        let items = self.list()?;
         let found = items.len();
-        let items: Vec<Reply> = items.into_iter().map(Reply).collect();
         items.try_into().map_err(|_| {
             Error::new(
                 ErrorKind::Corrupt,

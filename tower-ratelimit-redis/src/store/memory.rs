@@ -10,8 +10,12 @@ use std::{
 
 use redis_conn::{Clock, Error, Subject};
 
-use super::Store;
-use crate::{Decision, Policy, rings::Rings};
+use super::{Asked, Permits, Store};
+use crate::{
+    Decision, Policy,
+    counter::{Charge, Now},
+    counters::Counters,
+};
 
 const SHARDS: usize = 64;
 /// Below this a table is not worth a sweep.
@@ -51,7 +55,7 @@ struct Table {
 
 #[derive(Clone)]
 struct Entry {
-    rings: Rings,
+    counters: Counters,
     /// From then on nothing is counted any more.
     expires: u64,
 }
@@ -68,31 +72,52 @@ impl MemoryStore {
     }
 
     /// Decides at once. This is all of [`Store::decide`] but its being async.
-    pub(crate) fn decide_now(&self, policy: &Policy, subject: &Subject, cost: u32) -> Decision {
-        if cost == 0 {
-            return self.look(policy, subject, 0);
+    pub(crate) fn decide_now(&self, policy: &Policy, subject: &Subject, asked: Asked) -> Decision {
+        let Asked { ask, charge } = asked;
+        if charge.units == 0 {
+            return self.look_now(policy, subject, 0);
         }
         self.with_entry(policy, subject, |entry, now| {
-            let allowed = entry.rings.admit(policy, cost);
-            if allowed {
-                entry.expires = now + entry.rings.lifetime();
-            }
-            Decision::new(policy, &entry.rings, now, cost, allowed)
+            let granted = entry.counters.decide(policy, ask, charge, now);
+            Decision::new(policy, &entry.counters, now, charge.units, granted)
         })
     }
 
-    pub(crate) fn peek_now(&self, policy: &Policy, subject: &Subject) -> Decision {
-        self.look(policy, subject, 1)
-    }
-
     /// Counts a call that another store has admitted.
-    pub(crate) fn charge(&self, policy: &Policy, subject: &Subject, cost: u32) {
-        if cost > 0 {
+    pub(crate) fn charge(&self, policy: &Policy, subject: &Subject, charge: Charge) {
+        if charge.units > 0 {
             self.with_entry(policy, subject, |entry, now| {
-                entry.rings.charge(policy, cost);
-                entry.expires = now + entry.rings.lifetime();
+                entry.counters.charge(policy, charge, now);
             });
         }
+    }
+
+    /// Takes back what was charged lately, whenever that was: where another store decides, this one need not be exact.
+    pub(crate) fn refund_now(&self, policy: &Policy, subject: &Subject, units: u32) {
+        self.with_entry(policy, subject, |entry, now| {
+            entry.counters.refund(units, now, now);
+        });
+    }
+
+    pub(crate) fn block_now(&self, policy: &Policy, subject: &Subject, time: Duration) {
+        self.with_entry(policy, subject, |entry, now| {
+            entry.counters.block(time, now)
+        });
+    }
+
+    pub(crate) fn permits_now(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        what: Permits,
+        names: &[u64],
+    ) -> Vec<bool> {
+        self.with_entry(policy, subject, |entry, now| {
+            let held = names
+                .iter()
+                .map(|name| entry.counters.hold(what, *name, now));
+            held.collect()
+        })
     }
 
     pub(crate) fn forget(&self, policy: &Policy, subject: &Subject) {
@@ -104,34 +129,42 @@ impl MemoryStore {
     }
 
     /// What a call of this cost would meet. It makes no entry.
-    fn look(&self, policy: &Policy, subject: &Subject, cost: u32) -> Decision {
+    pub(crate) fn look_now(&self, policy: &Policy, subject: &Subject, cost: u32) -> Decision {
         short(subject, |name| {
             let shard = self.shard(name);
-            let now = self.clock.boot_micros();
+            let now = self.now();
             let stored = shard.table(policy).and_then(|table| table.find(name));
-            let mut rings = match stored {
-                Some(entry) => entry.rings.clone(),
-                None => Rings::new(policy, now),
+            let mut counters = match stored {
+                Some(entry) => entry.counters.clone(),
+                None => Counters::new(policy, now),
             };
-            rings.advance(policy, now);
-            let allowed = rings.fit(policy, cost);
-            Decision::new(policy, &rings, now, cost, allowed)
+            counters.advance(policy, now);
+            Decision::look(policy, &counters, now, cost)
         })
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            at: self.clock.boot_micros(),
+            wall: self.clock.wall_micros(),
+        }
     }
 
     fn with_entry<T>(
         &self,
         policy: &Policy,
         subject: &Subject,
-        act: impl FnOnce(&mut Entry, u64) -> T,
+        act: impl FnOnce(&mut Entry, Now) -> T,
     ) -> T {
         short(subject, |name| {
             let mut shard = self.shard(name);
             // Read under the lock, or a later holder could see an earlier time and take it for a clock that went back.
-            let now = self.clock.boot_micros();
+            let now = self.now();
             shard.with_entry(policy, name, self.capacity, now, |entry| {
-                entry.rings.advance(policy, now);
-                act(entry, now)
+                entry.counters.advance(policy, now);
+                let outcome = act(entry, now);
+                entry.expires = entry.counters.expires(now);
+                outcome
             })
         })
     }
@@ -173,7 +206,7 @@ impl Shard {
         policy: &Policy,
         name: &[u8],
         capacity: usize,
-        now: u64,
+        now: Now,
         act: impl FnOnce(&mut Entry) -> T,
     ) -> T {
         if let Some(entry) = self
@@ -194,10 +227,10 @@ impl Shard {
 
     /// Whether there is no room, also when what has expired is gone: under whatever policy, or one that is flooded would leave
     /// the others none.
-    fn is_full(&mut self, capacity: usize, now: u64) -> bool {
-        if self.held() >= capacity && now.abs_diff(self.swept) >= SWEEP_PAUSE {
+    fn is_full(&mut self, capacity: usize, now: Now) -> bool {
+        if self.held() >= capacity && now.at.abs_diff(self.swept) >= SWEEP_PAUSE {
             self.tables.iter_mut().for_each(|table| table.sweep(now));
-            self.swept = now;
+            self.swept = now.at;
         }
         self.held() >= capacity
     }
@@ -222,8 +255,8 @@ impl Table {
     }
 
     /// An entry for a subject that has none; the shared one if the shard is full.
-    fn newcomer(&mut self, policy: &Policy, name: &[u8], full: bool, now: u64) -> &mut Entry {
-        self.overflow.take_if(|entry| entry.expires <= now);
+    fn newcomer(&mut self, policy: &Policy, name: &[u8], full: bool, now: Now) -> &mut Entry {
+        self.overflow.take_if(|entry| entry.expires <= now.at);
         if full {
             return self.overflow.get_or_insert_with(|| Entry::new(policy, now));
         }
@@ -243,8 +276,8 @@ impl Table {
     }
 
     /// Drops what has expired.
-    fn sweep(&mut self, now: u64) {
-        self.entries.retain(|_, entry| entry.expires > now);
+    fn sweep(&mut self, now: Now) {
+        self.entries.retain(|_, entry| entry.expires > now.at);
         let kept = self.entries.len();
         self.sweep_at = SWEEP_FROM.max(2 * kept);
         self.entries.shrink_to(self.sweep_at);
@@ -257,10 +290,11 @@ impl Table {
 }
 
 impl Entry {
-    fn new(policy: &Policy, now: u64) -> Self {
+    fn new(policy: &Policy, now: Now) -> Self {
+        let counters = Counters::new(policy, now);
         Self {
-            rings: Rings::new(policy, now),
-            expires: now + policy.lifetime(),
+            expires: counters.expires(now),
+            counters,
         }
     }
 }
@@ -270,19 +304,56 @@ impl Store for MemoryStore {
         &self,
         policy: &Policy,
         subject: &Subject,
-        cost: u32,
+        asked: Asked,
         _: Duration,
     ) -> Result<Decision, Error> {
-        Ok(self.decide_now(policy, subject, cost))
+        Ok(self.decide_now(policy, subject, asked))
     }
 
-    async fn peek(
+    async fn look(
         &self,
         policy: &Policy,
         subject: &Subject,
+        cost: u32,
         _: Duration,
     ) -> Result<Decision, Error> {
-        Ok(self.peek_now(policy, subject))
+        Ok(self.look_now(policy, subject, cost))
+    }
+
+    async fn refund(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        units: u32,
+        at: Now,
+        _: Duration,
+    ) -> Result<(), Error> {
+        self.with_entry(policy, subject, |entry, now| {
+            entry.counters.refund(units, at, now);
+        });
+        Ok(())
+    }
+
+    async fn block(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        time: Duration,
+        _: Duration,
+    ) -> Result<(), Error> {
+        self.block_now(policy, subject, time);
+        Ok(())
+    }
+
+    async fn permits(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        what: Permits,
+        names: &[u64],
+        _: Duration,
+    ) -> Result<Vec<bool>, Error> {
+        Ok(self.permits_now(policy, subject, what, names))
     }
 
     async fn reset(&self, policy: &Policy, subject: &Subject, _: Duration) -> Result<(), Error> {
@@ -304,10 +375,15 @@ mod tests {
     use redis_conn::ManualClock;
 
     use super::*;
+    use crate::counters::Ask;
 
     fn policy(max: u64) -> Policy {
         let policy = Policy::new("test").limit(max, Duration::from_secs(1));
         policy.build().unwrap()
+    }
+
+    fn all(units: u32) -> Asked {
+        Asked::new(Ask::All, Charge::of(units))
     }
 
     /// A store with one place in each shard.
@@ -333,10 +409,10 @@ mod tests {
     fn a_refused_subject_is_not_pushed_out_by_newcomers() {
         let (store, _) = tiny();
         let (policy, crowd) = (policy(1), crowd(&store));
-        assert!(store.decide_now(&policy, &crowd[0], 1).is_allowed());
+        assert!(store.decide_now(&policy, &crowd[0], all(1)).is_allowed());
         for newcomer in &crowd[1..] {
-            store.decide_now(&policy, newcomer, 1);
-            assert!(!store.decide_now(&policy, &crowd[0], 1).is_allowed());
+            store.decide_now(&policy, newcomer, all(1));
+            assert!(!store.decide_now(&policy, &crowd[0], all(1)).is_allowed());
         }
         assert!(entries(&store) <= SHARDS);
     }
@@ -346,17 +422,17 @@ mod tests {
         let (store, clock) = tiny();
         let (policy, crowd) = (policy(2), crowd(&store));
         for subject in &crowd[..3] {
-            assert!(store.decide_now(&policy, subject, 1).is_allowed());
+            assert!(store.decide_now(&policy, subject, all(1)).is_allowed());
         }
         for subject in &crowd[1..] {
-            assert!(!store.peek_now(&policy, subject).is_allowed());
+            assert!(!store.look_now(&policy, subject, 1).is_allowed());
         }
 
         // A place becomes free; what was charged together stays charged.
         store.forget(&policy, &crowd[0]);
-        assert!(!store.decide_now(&policy, &crowd[1], 1).is_allowed());
+        assert!(!store.decide_now(&policy, &crowd[1], all(1)).is_allowed());
         clock.advance(Duration::from_secs(2));
-        assert!(store.decide_now(&policy, &crowd[1], 2).is_allowed());
+        assert!(store.decide_now(&policy, &crowd[1], all(2)).is_allowed());
     }
 
     #[test]
@@ -366,11 +442,11 @@ mod tests {
         for round in 0..50 {
             for n in 0..1_000 {
                 let subject = Subject::from(format!("{round} {n}"));
-                store.decide_now(&policy, &subject, 1);
+                store.decide_now(&policy, &subject, all(1));
             }
             clock.advance(Duration::from_secs(2));
             let own = Subject::from(format!("alone in round {round}"));
-            assert!(store.decide_now(&policy, &own, 1).is_allowed());
+            assert!(store.decide_now(&policy, &own, all(1)).is_allowed());
         }
         assert!(entries(&store) <= SHARDS);
     }
@@ -381,13 +457,13 @@ mod tests {
         let (flooded, crowd) = (policy(1), crowd(&store));
         let other = Policy::new("other").limit(1, Duration::from_secs(1));
         let other = other.build().unwrap();
-        store.decide_now(&flooded, &crowd[0], 1);
+        store.decide_now(&flooded, &crowd[0], all(1));
         clock.advance(Duration::from_secs(2));
-        assert!(store.decide_now(&other, &crowd[1], 1).is_allowed());
+        assert!(store.decide_now(&other, &crowd[1], all(1)).is_allowed());
         clock.advance(Duration::from_secs(2));
-        assert!(store.decide_now(&flooded, &crowd[2], 1).is_allowed());
+        assert!(store.decide_now(&flooded, &crowd[2], all(1)).is_allowed());
         // An entry of its own, and not one that all newcomers share.
-        assert!(store.peek_now(&flooded, &crowd[3]).is_allowed());
+        assert!(store.look_now(&flooded, &crowd[3], 1).is_allowed());
         assert_eq!(entries(&store), 1);
     }
 
@@ -395,18 +471,18 @@ mod tests {
     fn who_is_charged_again_is_not_forgotten_with_the_first_charge() {
         let (store, clock) = tiny();
         let (policy, crowd) = (policy(2), crowd(&store));
-        store.decide_now(&policy, &crowd[0], 1);
-        store.charge(&policy, &crowd[0], 0);
+        store.decide_now(&policy, &crowd[0], all(1));
+        store.charge(&policy, &crowd[0], Charge::of(0));
         clock.advance(Duration::from_millis(900));
-        store.decide_now(&policy, &crowd[0], 1);
+        store.decide_now(&policy, &crowd[0], all(1));
         clock.advance(Duration::from_millis(900));
-        store.charge(&policy, &crowd[0], 1);
+        store.charge(&policy, &crowd[0], Charge::of(1));
         // Newcomers have the full shard swept.
-        store.decide_now(&policy, &crowd[1], 1);
-        assert!(!store.peek_now(&policy, &crowd[0]).is_allowed());
+        store.decide_now(&policy, &crowd[1], all(1));
+        assert!(!store.look_now(&policy, &crowd[0], 1).is_allowed());
         clock.advance(Duration::from_millis(900));
-        store.decide_now(&policy, &crowd[2], 1);
-        let left = store.peek_now(&policy, &crowd[0]);
+        store.decide_now(&policy, &crowd[2], all(1));
+        let left = store.look_now(&policy, &crowd[0], 1);
         assert_eq!(left.limits()[0].remaining, 1, "charged 0.9 s ago");
     }
 
@@ -414,20 +490,20 @@ mod tests {
     fn what_newcomers_share_expires_with_its_last_charge() {
         let (store, clock) = tiny();
         let (policy, crowd) = (policy(2), crowd(&store));
-        let keep = || store.charge(&policy, &crowd[0], 1);
+        let keep = || store.charge(&policy, &crowd[0], Charge::of(1));
         keep();
-        store.decide_now(&policy, &crowd[1], 1);
+        store.decide_now(&policy, &crowd[1], all(1));
         clock.advance(Duration::from_millis(900));
         keep();
-        store.decide_now(&policy, &crowd[2], 1);
+        store.decide_now(&policy, &crowd[2], all(1));
         clock.advance(Duration::from_millis(900));
         keep();
-        assert!(store.decide_now(&policy, &crowd[3], 1).is_allowed());
-        assert!(!store.decide_now(&policy, &crowd[4], 1).is_allowed());
+        assert!(store.decide_now(&policy, &crowd[3], all(1)).is_allowed());
+        assert!(!store.decide_now(&policy, &crowd[4], all(1)).is_allowed());
         clock.advance(Duration::from_millis(1_100));
         store.forget(&policy, &crowd[0]);
         // A place is free, and nothing shared is left to begin with.
-        assert!(store.decide_now(&policy, &crowd[4], 2).is_allowed());
+        assert!(store.decide_now(&policy, &crowd[4], all(2)).is_allowed());
         let shard = store.shard(crowd[4].as_bytes());
         assert!(shard.table(&policy).unwrap().overflow.is_none());
     }
@@ -458,9 +534,9 @@ mod tests {
         let clock = Arc::new(LockedClock::default());
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _, SHARDS));
         clock.store.set(Arc::downgrade(&store)).unwrap();
-        store.decide_now(&policy(1), &Subject::from("a"), 1);
-        store.peek_now(&policy(1), &Subject::from("a"));
-        store.charge(&policy(1), &Subject::from("a"), 1);
+        store.decide_now(&policy(1), &Subject::from("a"), all(1));
+        store.look_now(&policy(1), &Subject::from("a"), 1);
+        store.charge(&policy(1), &Subject::from("a"), Charge::of(1));
     }
 
     #[test]
@@ -469,7 +545,7 @@ mod tests {
         let store = MemoryStore::new(Arc::clone(&clock) as _, 1_000_000);
         let policy = policy(1);
         for n in 0..100_000_u32 {
-            store.decide_now(&policy, &Subject::new(n.to_le_bytes()), 1);
+            store.decide_now(&policy, &Subject::new(n.to_le_bytes()), all(1));
             clock.advance(Duration::from_millis(1));
         }
         // About a thousand are live at any time.
@@ -479,8 +555,8 @@ mod tests {
     #[test]
     fn a_look_makes_no_entry() {
         let (store, _) = tiny();
-        store.peek_now(&policy(1), &Subject::from("a"));
-        store.decide_now(&policy(1), &Subject::from("a"), 0);
+        store.look_now(&policy(1), &Subject::from("a"), 1);
+        store.decide_now(&policy(1), &Subject::from("a"), all(0));
         assert_eq!(entries(&store), 0);
     }
 
@@ -489,8 +565,8 @@ mod tests {
         let (store, _) = tiny();
         let long = |last: char| Subject::from(format!("{}{last}", "x".repeat(10_000)));
         let policy = policy(1);
-        assert!(store.decide_now(&policy, &long('a'), 1).is_allowed());
-        assert!(!store.decide_now(&policy, &long('a'), 1).is_allowed());
+        assert!(store.decide_now(&policy, &long('a'), all(1)).is_allowed());
+        assert!(!store.decide_now(&policy, &long('a'), all(1)).is_allowed());
         assert!(short(&long('a'), |name| name.to_owned()) != short(&long('b'), <[u8]>::to_owned));
         assert_eq!(short(&long('a'), <[u8]>::len), 65);
     }

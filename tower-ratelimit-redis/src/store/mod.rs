@@ -5,7 +5,11 @@ use std::{sync::Arc, time::Duration};
 use redis_conn::{Backend, Error, ErrorKind, Subject, raw::Engine};
 
 pub(crate) use self::memory::MemoryStore;
-use crate::{Decision, Policy};
+use crate::{
+    Decision, Policy,
+    counter::{Charge, Now},
+    counters::{Ask, Counters},
+};
 
 pub(crate) mod memory;
 #[cfg(feature = "redis")]
@@ -13,11 +17,39 @@ pub(crate) mod redis;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
 
-/// The one decision that a store makes: atomically over all processes that share it, and charged to all limits or to none.
+/// What is asked of a store: how a call is to be decided, and what it is charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) ask: Ask,
+    pub(crate) charge: Charge,
+}
+
+impl Asked {
+    pub(crate) fn new(ask: Ask, charge: Charge) -> Self {
+        Self { ask, charge }
+    }
+}
+
+/// What becomes of permits that are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Permits {
+    Renew,
+    Release,
+}
+
+/// What a store does for one subject under one policy: each atomically over all processes that share it, and to all limits or to none.
 pub(crate) trait Store {
-    /// Decides about a call of this cost. A refusal writes nothing but new heads after the
-    /// clock went back; a cost of 0 writes nothing.
+    /// Decides about a call. A refusal writes nothing but new times after the clock went back; a cost of 0 writes nothing.
     fn decide(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        asked: Asked,
+        deadline: Duration,
+    ) -> impl Future<Output = Result<Decision, Error>> + Send;
+
+    /// Tells what [`decide`](Self::decide) would say about a call of this cost; it writes nothing.
+    fn look(
         &self,
         policy: &Policy,
         subject: &Subject,
@@ -25,15 +57,36 @@ pub(crate) trait Store {
         deadline: Duration,
     ) -> impl Future<Output = Result<Decision, Error>> + Send;
 
-    /// Tells what [`decide`](Self::decide) would say about a call of cost 1; it writes nothing.
-    fn peek(
+    /// Takes units back that were charged at `at`, as far as they still count.
+    fn refund(
         &self,
         policy: &Policy,
         subject: &Subject,
+        units: u32,
+        at: Now,
         deadline: Duration,
-    ) -> impl Future<Output = Result<Decision, Error>> + Send;
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Forgets all that was charged to this subject under this policy.
+    /// Refuses every call for so long, from now on; no time lifts that.
+    fn block(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        time: Duration,
+        deadline: Duration,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Renews or releases permits. Tells of each whether it was held until now.
+    fn permits(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        what: Permits,
+        names: &[u64],
+        deadline: Duration,
+    ) -> impl Future<Output = Result<Vec<bool>, Error>> + Send;
+
+    /// Forgets all that was charged to this subject under this policy, and that it is blocked.
     fn reset(
         &self,
         policy: &Policy,
@@ -103,19 +156,52 @@ impl Store for AnyStore {
         &self,
         policy: &Policy,
         subject: &Subject,
-        cost: u32,
+        asked: Asked,
         deadline: Duration,
     ) -> Result<Decision, Error> {
-        each_store!(self, store => store.decide(policy, subject, cost, deadline))
+        each_store!(self, store => store.decide(policy, subject, asked, deadline))
     }
 
-    async fn peek(
+    async fn look(
         &self,
         policy: &Policy,
         subject: &Subject,
+        cost: u32,
         deadline: Duration,
     ) -> Result<Decision, Error> {
-        each_store!(self, store => store.peek(policy, subject, deadline))
+        each_store!(self, store => store.look(policy, subject, cost, deadline))
+    }
+
+    async fn refund(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        units: u32,
+        at: Now,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        each_store!(self, store => store.refund(policy, subject, units, at, deadline))
+    }
+
+    async fn block(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        time: Duration,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        each_store!(self, store => store.block(policy, subject, time, deadline))
+    }
+
+    async fn permits(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        what: Permits,
+        names: &[u64],
+        deadline: Duration,
+    ) -> Result<Vec<bool>, Error> {
+        each_store!(self, store => store.permits(policy, subject, what, names, deadline))
     }
 
     async fn reset(
@@ -134,9 +220,24 @@ impl Store for AnyStore {
 fn key(backend: &Backend, policy: &Policy, subject: &Subject) -> String {
     const LAYOUT: redis_conn::Layout = redis_conn::Layout {
         letter: 'r',
-        version: crate::rings::VERSION,
+        version: crate::counters::VERSION,
     };
     backend.key(LAYOUT, &digest(subject), policy.name())
+}
+
+/// What an embedded store does to the counters of a subject, which are aged to now: as the scripts do.
+impl Counters {
+    fn hold(&mut self, what: Permits, name: u64, now: Now) -> bool {
+        match (self.leases_mut(), what) {
+            (Some(leases), Permits::Renew) => leases.renew(name, now.at),
+            (Some(leases), Permits::Release) => leases.release(name),
+            (None, _) => false,
+        }
+    }
+}
+
+pub(crate) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// 128 bits in hexadecimal digits: names a subject to nobody who does not know it, and no two subjects alike.

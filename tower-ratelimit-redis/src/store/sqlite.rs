@@ -8,10 +8,11 @@ use redis_conn::{
 };
 use tokio::{sync::OnceCell, time::Instant};
 
-use super::Store;
+use super::{Asked, Permits, Store};
 use crate::{
     Decision, Policy,
-    rings::{Rings, corrupt},
+    counter::Now,
+    counters::{Counters, corrupt},
 };
 
 static SCHEMA: Schema = Schema {
@@ -60,7 +61,52 @@ impl SqliteStore {
         }
     }
 
-    /// Looks at what is stored and decides about a call of this cost by `fits`; it writes nothing.
+    /// Changes what is stored of a subject, aged to now, in one transaction; it is written if `change` says so.
+    async fn change<T: Send + 'static>(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        deadline: Duration,
+        change: impl FnOnce(&mut Counters, &Policy, Now) -> (T, bool) + Send + 'static,
+    ) -> Result<T, Error> {
+        let deadline = self.created(deadline).await?;
+        let key = super::key(&self.backend, policy, subject);
+        let policy = policy.clone();
+        let write = self.sqlite.write(deadline, move |tx| {
+            let now = moment(tx);
+            let mut counters = load(tx, &key, &policy, now)?;
+            let aged = counters.advance(&policy, now);
+            let (outcome, changed) = change(&mut counters, &policy, now);
+            if changed || aged {
+                counters.bound(&policy);
+                save(tx, &key, &counters, counters.expires(now))?;
+            }
+            Ok(outcome)
+        });
+        write.await
+    }
+}
+
+impl Store for SqliteStore {
+    async fn decide(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        asked: Asked,
+        deadline: Duration,
+    ) -> Result<Decision, Error> {
+        let Asked { ask, charge } = asked;
+        if charge.units == 0 {
+            return self.look(policy, subject, 0, deadline).await;
+        }
+        let decide = move |counters: &mut Counters, policy: &Policy, now| {
+            let granted = counters.decide(policy, ask, charge, now);
+            let decision = Decision::new(policy, counters, now, charge.units, granted);
+            (decision, granted > 0)
+        };
+        self.change(policy, subject, deadline, decide).await
+    }
+
     async fn look(
         &self,
         policy: &Policy,
@@ -72,51 +118,53 @@ impl SqliteStore {
         let key = super::key(&self.backend, policy, subject);
         let policy = policy.clone();
         let read = self.sqlite.read(deadline, move |tx| {
-            let now = tx.boot_micros();
-            let mut rings = load(tx, &key, now)?;
-            rings.advance(&policy, now);
-            let allowed = rings.fit(&policy, cost);
-            Ok(Decision::new(&policy, &rings, now, cost, allowed))
+            let now = moment(tx);
+            let mut counters = load(tx, &key, &policy, now)?;
+            counters.advance(&policy, now);
+            Ok(Decision::look(&policy, &counters, now, cost))
         });
         read.await
     }
-}
 
-impl Store for SqliteStore {
-    async fn decide(
+    async fn refund(
         &self,
         policy: &Policy,
         subject: &Subject,
-        cost: u32,
+        units: u32,
+        at: Now,
         deadline: Duration,
-    ) -> Result<Decision, Error> {
-        if cost == 0 {
-            return self.look(policy, subject, 0, deadline).await;
-        }
-        let deadline = self.created(deadline).await?;
-        let key = super::key(&self.backend, policy, subject);
-        let policy = policy.clone();
-        let write = self.sqlite.write(deadline, move |tx| {
-            let now = tx.boot_micros();
-            let mut rings = load(tx, &key, now)?;
-            let back = rings.advance(&policy, now);
-            let allowed = rings.admit(&policy, cost);
-            if allowed || back {
-                rings.bound(&policy);
-                save(tx, &key, &rings, now + rings.lifetime())?;
-            }
-            Ok(Decision::new(&policy, &rings, now, cost, allowed))
-        });
-        write.await
+    ) -> Result<(), Error> {
+        let refund =
+            move |counters: &mut Counters, _: &Policy, now| (counters.refund(units, at, now), true);
+        self.change(policy, subject, deadline, refund).await
     }
 
-    async fn peek(
+    async fn block(
         &self,
         policy: &Policy,
         subject: &Subject,
+        time: Duration,
         deadline: Duration,
-    ) -> Result<Decision, Error> {
-        self.look(policy, subject, 1, deadline).await
+    ) -> Result<(), Error> {
+        let block =
+            move |counters: &mut Counters, _: &Policy, now| (counters.block(time, now), true);
+        self.change(policy, subject, deadline, block).await
+    }
+
+    async fn permits(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        what: Permits,
+        names: &[u64],
+        deadline: Duration,
+    ) -> Result<Vec<bool>, Error> {
+        let names = names.to_vec();
+        let hold = move |counters: &mut Counters, _: &Policy, now| {
+            let held = names.iter().map(|name| counters.hold(what, *name, now));
+            (held.collect(), true)
+        };
+        self.change(policy, subject, deadline, hold).await
     }
 
     async fn reset(
@@ -137,30 +185,37 @@ impl Store for SqliteStore {
     }
 }
 
+fn moment(tx: &Tx<'_>) -> Now {
+    Now {
+        at: tx.boot_micros(),
+        wall: tx.wall_micros(),
+    }
+}
+
 /// What is stored and has not expired.
-fn load(tx: &Tx<'_>, key: &str, now: u64) -> Result<Rings, Error> {
+fn load(tx: &Tx<'_>, key: &str, policy: &Policy, now: Now) -> Result<Counters, Error> {
     let mut select = tx
         .prepare_cached("SELECT value FROM tk_limit WHERE key = ?1 AND expires > ?2")
         .map_err(sql_error)?;
-    let mut rows = select.query((key, signed(now))).map_err(sql_error)?;
+    let mut rows = select.query((key, signed(now.at))).map_err(sql_error)?;
     let Some(row) = rows.next().map_err(sql_error)? else {
-        return Rings::decode(&[]);
+        return Counters::decode(&[], policy);
     };
     match row.get_ref(0).map_err(sql_error)? {
         // No value of ours is empty.
-        sql::types::ValueRef::Blob(bytes) if !bytes.is_empty() => Rings::decode(bytes),
+        sql::types::ValueRef::Blob(bytes) if !bytes.is_empty() => Counters::decode(bytes, policy),
         _ => Err(corrupt()),
     }
 }
 
-fn save(tx: &Tx<'_>, key: &str, rings: &Rings, expires: u64) -> Result<(), Error> {
+fn save(tx: &Tx<'_>, key: &str, counters: &Counters, expires: u64) -> Result<(), Error> {
     let mut upsert = tx
         .prepare_cached(
             "INSERT INTO tk_limit (key, value, expires) VALUES (?1, ?2, ?3)
              ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires = excluded.expires",
         )
         .map_err(sql_error)?;
-    let row = (key, rings.encode(), signed(expires));
+    let row = (key, counters.encode(), signed(expires));
     upsert.execute(row).map_err(sql_error).map(drop)
 }
 

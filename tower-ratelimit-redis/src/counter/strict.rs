@@ -1,8 +1,8 @@
 //! The strict sliding window.
 //!
 //! A window of `W` microseconds is counted in buckets of `W/32`. Bucket `i(t) = 32 * floor(t / W) + floor(32 * (t mod W) / W)`
-//! holds the moment `t`; the ring holds the bucket of now, called the head, and the 32 before it, and admits a cost if their
-//! sum leaves room for it.
+//! holds the moment `t`; the ring holds the bucket of now, called the head, the 32 before it and the one ahead, and admits a cost if
+//! their sum leaves room for it.
 //!
 //! **Never more than the limit in any interval of the length `W`.** `i` never falls, and `i(t + W) = i(t) + 32`: a step by `W`
 //! raises `floor(t / W)` by one and leaves `t mod W` alone. A unit charged at `t0` therefore lies within the ring at every
@@ -23,22 +23,21 @@
 //! units go up to `W/32` earlier. The new head must be stored, also by a decision that stores nothing else: or each would find
 //! the counts as old as the one before.
 
-use std::time::Duration;
+use super::Charge;
 
 /// Into how many buckets a window is divided.
 const PARTS: u64 = 32;
-/// One more than that: the oldest bucket, of which only a part lies in the window, is counted in full.
-const SLOTS: usize = PARTS as usize + 1;
-
-/// The longest window, in microseconds: 366 days. Far below the 2^53 that Redis' scripts count exactly, also after a
-/// multiplication by 32.
-pub(crate) const MAX_WINDOW: u64 = 366 * 24 * 3_600 * 1_000_000;
+/// Two more than that: the oldest bucket, of which only a part lies in the window, is counted in full; and the last one lies ahead.
+const SLOTS: usize = PARTS as usize + 2;
+/// The slots of now and of the bucket ahead.
+const NOW: usize = SLOTS - 2;
+const AHEAD: usize = SLOTS - 1;
 
 /// The counts of one subject over one window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ring {
     window: u64,
-    /// The bucket that the last slot counts.
+    /// The bucket of now, which the last slot but one counts.
     head: u64,
     /// What was counted before the oldest slot; this and all sums of what is stored are modulo 2^32.
     before: u32,
@@ -57,16 +56,17 @@ fn start(bucket: u64, window: u64) -> u64 {
     bucket / PARTS * window + (bucket % PARTS * window).div_ceil(PARTS)
 }
 
-/// For how many microseconds at most a unit is counted.
+/// For how many microseconds at most a unit is counted, also one of the bucket ahead.
 pub(crate) fn lifetime(window: u64) -> u64 {
-    window + window.div_ceil(PARTS)
+    window + 2 * window.div_ceil(PARTS)
+}
+
+/// How long until the bucket after that of `now` ends, in microseconds: so long what is charged ahead may be used.
+pub(crate) fn ahead_for(window: u64, now: u64) -> u64 {
+    start(index(now, window) + 2, window) - now
 }
 
 impl Ring {
-    /// The length of an encoded ring.
-    #[cfg(any(feature = "sqlite", feature = "redis"))]
-    pub(crate) const ENCODED: usize = 8 + 8 + 4 * (1 + SLOTS);
-
     /// Nothing counted yet.
     pub(crate) fn new(window: u64, now: u64) -> Self {
         Self {
@@ -76,15 +76,6 @@ impl Ring {
             total: 0,
             slots: [0; SLOTS],
         }
-    }
-
-    pub(crate) fn window(&self) -> u64 {
-        self.window
-    }
-
-    /// Whether nothing is counted.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.total == 0
     }
 
     /// Forgets what is too old at `now`. Tells whether the clock went back.
@@ -108,75 +99,100 @@ impl Ring {
         back
     }
 
-    /// Whether `cost` more units stay within `limit`.
-    pub(crate) fn fits(&self, cost: u32, limit: u32) -> bool {
-        u64::from(self.total) + u64::from(cost) <= u64::from(limit)
+    pub(crate) fn used(&self, _: u64) -> u32 {
+        self.total
     }
 
-    /// How many of the units counted must expire before `cost` units fit, or all if they never will.
-    pub(crate) fn excess(&self, cost: u32, limit: u32) -> u32 {
-        let wanted = u64::from(self.total) + u64::from(cost);
-        let excess = wanted.saturating_sub(limit.into());
-        u32::try_from(excess).unwrap_or(u32::MAX).min(self.total)
-    }
-
-    /// Counts `units` in the bucket of now, without asking; the sum stops at `u32::MAX`.
-    pub(crate) fn charge(&mut self, units: u32) {
-        let units = units.min(u32::MAX - self.total);
+    /// Counts units in the bucket of now, or in the one ahead; the sum stops at `u32::MAX`.
+    pub(crate) fn charge(&mut self, charge: Charge, _: u64) {
+        let units = charge.units.min(u32::MAX - self.total);
         self.total += units;
-        let newest = &mut self.slots[SLOTS - 1];
-        *newest = newest.wrapping_add(units);
+        let slot = &mut self.slots[if charge.ahead { AHEAD } else { NOW }];
+        *slot = slot.wrapping_add(units);
     }
 
-    pub(crate) fn remaining(&self, limit: u32) -> u32 {
-        limit.saturating_sub(self.total)
+    /// Takes units out of the bucket of `at`, or of the one after it: as many as it has. What was charged at other times counts on
+    /// for as long as it must.
+    pub(crate) fn refund(&mut self, units: u32, at: u64, _: u64) {
+        let bucket = index(at, self.window);
+        let Some(slot) = (bucket + NOW as u64).checked_sub(self.head) else {
+            return;
+        };
+        if let Some(slot) = usize::try_from(slot)
+            .ok()
+            .and_then(|slot| self.slots.get_mut(slot))
+        {
+            let units = units.min(*slot);
+            *slot -= units;
+            self.total = self.total.wrapping_sub(units);
+        }
     }
 
-    /// How long until `units` of those counted have expired; nothing if so many are not counted.
-    pub(crate) fn until_expired(&self, units: u32, now: u64) -> Duration {
-        if units == 0 {
-            return Duration::ZERO;
+    /// How long until at most `most` units are counted.
+    pub(crate) fn until(&self, most: u32, now: u64) -> Option<u64> {
+        let excess = self.total.saturating_sub(most);
+        if excess == 0 {
+            return Some(0);
         }
         let mut expired = 0_u32;
         for (age, slot) in (1..).zip(&self.slots) {
             expired = expired.saturating_add(*slot);
-            if expired >= units {
+            if expired >= excess {
                 let end = start(self.head + age, self.window);
-                return Duration::from_micros(end.saturating_sub(now));
+                return Some(end.saturating_sub(now));
             }
         }
-        Duration::ZERO
+        Some(0)
     }
 
-    /// Appends the window, the head, what was counted before the oldest slot and up to the end of each, all little endian.
-    #[cfg(feature = "sqlite")]
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.window.to_le_bytes());
-        out.extend_from_slice(&self.head.to_le_bytes());
-        let mut sum = self.before;
-        out.extend_from_slice(&sum.to_le_bytes());
-        for slot in self.slots {
-            sum = sum.wrapping_add(slot);
-            out.extend_from_slice(&sum.to_le_bytes());
+    /// The sums are what is scaled, or many small buckets would lose too much.
+    pub(crate) fn scale(&mut self, scale: impl Fn(u32) -> u32, _: u64) {
+        let (mut sum, mut scaled) = (0_u32, 0_u32);
+        for slot in &mut self.slots {
+            sum = sum.saturating_add(*slot);
+            let to = scale(sum);
+            *slot = to - scaled;
+            scaled = to;
         }
+        self.total = scaled;
     }
+}
 
-    /// Reads an encoded ring; nothing if it cannot be one. Any sums can be: the counts are their differences, here as in the
-    /// script, which has no time to look at all of them.
-    #[cfg(any(feature = "sqlite", feature = "redis"))]
-    pub(crate) fn decode(bytes: &[u8; Self::ENCODED]) -> Option<Self> {
-        let (window, rest) = bytes.split_first_chunk()?;
-        let (head, rest) = rest.split_first_chunk()?;
-        let (sums, _) = rest.as_chunks::<4>();
-        let sum = |at: usize| u32::from_le_bytes(sums[at]);
-        let window = u64::from_le_bytes(*window);
-        (1..=MAX_WINDOW).contains(&window).then(|| Self {
-            window,
-            head: u64::from_le_bytes(*head),
-            before: sum(0),
-            total: sum(SLOTS).wrapping_sub(sum(0)),
-            slots: std::array::from_fn(|at| sum(at + 1).wrapping_sub(sum(at))),
-        })
+#[cfg(any(feature = "sqlite", feature = "redis"))]
+mod stored {
+    use super::{Ring, SLOTS};
+    use crate::counter::stored::{u32_of, u64_of};
+
+    impl Ring {
+        /// Appends the head, what was counted before the oldest slot and up to the end of each.
+        pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+            out.extend_from_slice(&self.head.to_le_bytes());
+            let mut sum = self.before;
+            out.extend_from_slice(&sum.to_le_bytes());
+            for slot in self.slots {
+                sum = sum.wrapping_add(slot);
+                out.extend_from_slice(&sum.to_le_bytes());
+            }
+        }
+
+        /// Reads an encoded ring. Any sums can be one: the counts are their differences, here as in the script, which has no time
+        /// to look at all of them.
+        pub(crate) fn decode(window: u64, bytes: &mut &[u8]) -> Option<Self> {
+            let (head, before) = (u64_of(bytes)?, u32_of(bytes)?);
+            let (mut sum, mut slots) = (before, [0; SLOTS]);
+            for slot in &mut slots {
+                let end = u32_of(bytes)?;
+                *slot = end.wrapping_sub(sum);
+                sum = end;
+            }
+            Some(Self {
+                window,
+                head,
+                before,
+                total: sum.wrapping_sub(before),
+                slots,
+            })
+        }
     }
 }
 
@@ -207,11 +223,15 @@ mod tests {
         }
     }
 
+    fn charge(ring: &mut Ring, units: u32) {
+        ring.charge(Charge::of(units), 0);
+    }
+
     fn admit(ring: &mut Ring, now: u64, cost: u32, limit: u32) -> bool {
         ring.advance(now);
-        let fits = ring.fits(cost, limit);
+        let fits = u64::from(ring.used(now)) + u64::from(cost) <= u64::from(limit);
         if fits {
-            ring.charge(cost);
+            charge(ring, cost);
         }
         fits
     }
@@ -222,8 +242,8 @@ mod tests {
             let base = 7 * window;
             for t0 in [base, base + 1, base + window / 3, base + window - 1] {
                 let mut ring = Ring::new(window, t0);
-                ring.charge(1);
-                let end = t0 + u64::try_from(ring.until_expired(1, t0).as_micros()).unwrap();
+                charge(&mut ring, 1);
+                let end = t0 + ring.until(0, t0).unwrap();
                 assert!(end - t0 > window, "counted at t0 + W");
                 assert!(
                     (end - 1 - t0) * PARTS < window * (PARTS + 1),
@@ -252,70 +272,87 @@ mod tests {
     fn a_clock_that_went_back_relabels_the_ring() {
         let (window, late) = (32_000, 900_000_000);
         let mut ring = Ring::new(window, late);
-        ring.charge(3);
+        charge(&mut ring, 3);
         ring.advance(late + 5_000);
-        ring.charge(4);
+        charge(&mut ring, 4);
         let early = 77_000;
         ring.advance(early);
-        assert_eq!((ring.total, ring.remaining(10)), (7, 3));
+        assert_eq!(ring.used(early), 7);
         // The later units are as old as if charged now, the earlier ones five buckets older.
-        assert!(ring.until_expired(7, early) <= Duration::from_micros(lifetime(window)));
-        let gap = ring.until_expired(4, early) - ring.until_expired(3, early);
-        assert_eq!(gap, Duration::from_millis(5));
+        let until = |most| ring.until(most, early).unwrap();
+        assert!(until(0) * PARTS <= window * (PARTS + 1));
+        assert_eq!(until(3) - until(4), 5_000);
     }
 
     #[test]
-    fn a_cost_above_the_limit_never_fits() {
-        let mut ring = Ring::new(1_000, 0);
-        assert!(!ring.fits(6, 5));
-        assert_eq!(ring.excess(6, 5), 0);
-        ring.charge(2);
-        assert!(!ring.fits(6, 5));
-        assert_eq!(ring.excess(6, 5), 2);
+    fn what_is_charged_ahead_counts_for_a_window_after_its_use() {
+        for window in [1_000, 1_023, 32_000, 1_000_003] {
+            for t0 in [7 * window, 7 * window + 1, 8 * window - 1] {
+                let mut ring = Ring::new(window, t0);
+                let ahead = Charge {
+                    ahead: true,
+                    ..Charge::of(1)
+                };
+                ring.charge(ahead, t0);
+                let used = t0 + ahead_for(window, t0) - 1;
+                ring.advance(used);
+                assert_eq!(ring.used(used), 1, "counted at its last use");
+                ring.advance(used + window);
+                assert_eq!(ring.used(used + window), 1, "and a window later");
+                let end = t0 + lifetime(window);
+                ring.advance(end);
+                assert_eq!(ring.used(end), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_refund_comes_out_of_the_bucket_that_was_charged() {
+        let (window, t0) = (32_000, 900_000_000);
+        let mut ring = Ring::new(window, t0);
+        charge(&mut ring, 3);
+        let later = t0 + 10_000;
+        ring.advance(later);
+        charge(&mut ring, 4);
+        ring.refund(5, t0, later);
+        assert_eq!(ring.used(later), 4, "no more than it had");
+        ring.refund(1, t0 + 5_000, later);
+        ring.refund(1, t0 - window, later);
+        ring.refund(1, later + window, later);
+        assert_eq!(ring.used(later), 4, "nothing was charged then");
+        ring.refund(1, later, later);
+        assert_eq!(
+            (ring.used(later), ring.until(2, later)),
+            (3, ring.until(0, later))
+        );
     }
 
     #[test]
     fn a_charge_beyond_what_can_be_counted_stops_there() {
         let mut ring = Ring::new(1_000, 0);
-        ring.charge(u32::MAX);
-        ring.charge(5);
-        assert_eq!((ring.total, ring.remaining(1)), (u32::MAX, 0));
+        charge(&mut ring, u32::MAX);
+        charge(&mut ring, 5);
+        assert_eq!(ring.used(0), u32::MAX);
         ring.advance(10_000);
         assert_eq!(ring.total, 0);
     }
 
     #[cfg(feature = "sqlite")]
     #[test]
-    fn what_cannot_have_been_written_is_not_read() {
-        let mut ring = Ring::new(1_000, 5_000);
-        ring.charge(2);
-        let mut bytes = Vec::new();
-        ring.encode(&mut bytes);
-        let good: [u8; Ring::ENCODED] = bytes.try_into().unwrap();
-        assert_eq!(Ring::decode(&good), Some(ring));
-        assert_eq!(Ring::decode(&[0; Ring::ENCODED]), None, "no window");
-        let mut bad = good;
-        bad[7] = 1;
-        assert_eq!(Ring::decode(&bad), None, "a window of ages");
-    }
-
-    #[cfg(feature = "sqlite")]
-    #[test]
     fn any_sums_can_be_read_aged_and_charged() {
         for fill in [0xAB, 0xFF, 0x01] {
-            let mut bytes = [fill; Ring::ENCODED];
-            bytes[..8].copy_from_slice(&1_000_u64.to_le_bytes());
-            bytes[20..24].fill(0);
+            let mut bytes = [fill; 148];
+            bytes[4..8].fill(0);
             for now in [0, 5_000, 5_031, 5_100, 90_000] {
-                let mut ring = Ring::decode(&bytes).unwrap();
+                let mut ring = Ring::decode(1_000, &mut bytes.as_slice()).unwrap();
                 let mut again = Vec::new();
                 ring.encode(&mut again);
                 assert_eq!(again, bytes);
                 ring.advance(now);
-                ring.charge(u32::MAX);
-                ring.until_expired(u32::MAX, now);
+                charge(&mut ring, u32::MAX);
+                ring.until(0, now);
                 ring.advance(now + 100);
-                ring.advance(now + 10_000);
+                ring.advance(now + u64::from(u32::MAX) * 1_000);
                 assert_eq!(ring.total, 0);
             }
         }
@@ -347,8 +384,7 @@ mod tests {
                     continue;
                 }
                 // Exactly when told, and not a microsecond earlier.
-                let wait = ring.until_expired(ring.excess(cost, limit), now).as_micros();
-                let then = now + u64::try_from(wait).unwrap();
+                let then = now + ring.until(limit - cost, now).unwrap();
                 prop_assert!(!admit(&mut ring.clone(), then - 1, cost, limit));
                 prop_assert!(admit(&mut ring.clone(), then, cost, limit));
             }

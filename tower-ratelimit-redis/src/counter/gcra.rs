@@ -1,0 +1,93 @@
+//! The generic cell rate algorithm: a bucket of `burst` units that refills by one every interval.
+//!
+//! What is kept is the *theoretical arrival time*: the moment at which the bucket will be full again. It lies ahead of now by one
+//! interval for each unit in use, so it is all that needs to be stored. Admitted are up to `burst` at once, and in an interval of
+//! the length `burst` x interval up to twice as many: those and what refills meanwhile. Everything is in whole microseconds, so
+//! nothing is lost to rounding, however often it is asked.
+//!
+//! In process the decision is [governor]'s, on the same number.
+
+use super::Charge;
+
+/// When the bucket of one subject is full again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gcra {
+    /// The time in which one unit refills.
+    interval: u64,
+    /// The last moment at which it was charged.
+    last: u64,
+    /// The theoretical arrival time; what is not ahead of now is full.
+    full: u64,
+}
+
+/// After how many microseconds the fullest debt is paid, also one that was settled beyond the burst.
+pub(crate) fn lifetime(interval: u64, burst: u32) -> u64 {
+    interval.saturating_mul(u64::from(burst)).saturating_mul(2)
+}
+
+impl Gcra {
+    pub(crate) fn new(interval: u64, now: u64) -> Self {
+        Self {
+            interval,
+            last: now,
+            full: now,
+        }
+    }
+
+    pub(crate) fn advance(&mut self, now: u64) -> bool {
+        let back = now < self.last;
+        if back {
+            // The debt stays what it was.
+            self.full = self.full.saturating_sub(self.last - now);
+        }
+        self.last = now;
+        self.full = self.full.max(now);
+        back
+    }
+
+    pub(crate) fn used(&self, now: u64) -> u32 {
+        let used = self.full.saturating_sub(now).div_ceil(self.interval);
+        u32::try_from(used).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn charge(&mut self, charge: Charge, now: u64) {
+        let more = self.interval.saturating_mul(charge.units.into());
+        self.full = self.full.max(now).saturating_add(more);
+    }
+
+    pub(crate) fn refund(&mut self, units: u32, _: u64, now: u64) {
+        let less = self.interval.saturating_mul(units.into());
+        self.full = self.full.saturating_sub(less).max(now);
+    }
+
+    pub(crate) fn until(&self, most: u32, now: u64) -> Option<u64> {
+        let kept = self.interval.saturating_mul(most.into());
+        Some(self.full.saturating_sub(now).saturating_sub(kept))
+    }
+
+    pub(crate) fn scale(&mut self, scale: impl Fn(u32) -> u32, now: u64) {
+        let used = scale(self.used(now));
+        self.full = now + self.interval.saturating_mul(used.into());
+    }
+}
+
+#[cfg(any(feature = "sqlite", feature = "redis"))]
+mod stored {
+    use super::Gcra;
+    use crate::counter::stored::u64_of;
+
+    impl Gcra {
+        pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+            out.extend_from_slice(&self.last.to_le_bytes());
+            out.extend_from_slice(&self.full.to_le_bytes());
+        }
+
+        pub(crate) fn decode(interval: u64, bytes: &mut &[u8]) -> Option<Self> {
+            Some(Self {
+                interval,
+                last: u64_of(bytes)?,
+                full: u64_of(bytes)?,
+            })
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! All that is counted of one subject under the policies of one name. It is stored as one value and decided at once.
+//!
+//! The value is a head and the counters. A stored counter belongs to the limit of the same kind and span, and a limit without one
+//! begins empty. Policies of one name but other limits meet where a deployment changes a policy while both versions serve, or where a
+//! name is used twice. Each decides by its own limits, and what any of them admits is charged to the counters of all: were each to
+//! drop those of the others, none would ever fill. A *foreign* counter, of a limit that the policy does not have, is kept behind its
+//! own ones until nothing is counted in it any more.
+//!
+//! The head is the version of the layout (1 byte), the number of counters (1), the revision of the policy (4), for how many
+//! milliseconds the value is kept after a charge (8), and until when the subject is blocked, in microseconds (8); all little endian.
+
+use std::time::Duration;
+
+#[cfg(any(feature = "sqlite", feature = "redis"))]
+use redis_conn::{Error, ErrorKind};
+
+use crate::{
+    Policy, Revise,
+    counter::{Charge, Counter, Now},
+    policy::Limit,
+};
+
+/// The layout of the value; also a part of its key.
+#[cfg(any(feature = "sqlite", feature = "redis"))]
+pub(crate) const VERSION: u8 = 1;
+/// So many foreign counters are charged and stored, the first ones: a value must not grow with every limit that ever was.
+const MAX_FOREIGN: usize = 8;
+
+/// One counter for each limit of a policy, in the same order, and the foreign ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    revision: u32,
+    /// For how many milliseconds after a charge something may still count.
+    keep: u64,
+    /// Until when every call is refused, by the clock that decides.
+    blocked: u64,
+    list: Box<[Counter]>,
+}
+
+/// How a call is to be decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// Admitted as a whole or not at all.
+    All,
+    /// As many units as there is room for.
+    AtMost,
+    /// Charged whatever the limits: it has happened already.
+    Anyway,
+}
+
+impl Counters {
+    pub(crate) fn new(policy: &Policy, now: Now) -> Self {
+        let empty = |limit: &Limit| Counter::new(limit, now);
+        Self {
+            revision: policy.revision(),
+            keep: policy.keep(),
+            blocked: 0,
+            list: policy.limits().iter().map(empty).collect(),
+        }
+    }
+
+    /// The policy's own counters with their limits.
+    pub(crate) fn with<'a>(
+        &'a self,
+        policy: &'a Policy,
+    ) -> impl Iterator<Item = (&'a Counter, &'a Limit)> {
+        self.list.iter().zip(policy.limits())
+    }
+
+    /// Ages them to `now` and puts the policy's own ones first; where the policy has a higher revision than what is stored, its
+    /// change is applied. Tells whether this must be stored whatever else happens: the clock went back, or a revision began.
+    pub(crate) fn advance(&mut self, policy: &Policy, now: Now) -> bool {
+        let mut changed = false;
+        for counter in &mut self.list {
+            changed |= counter.advance(now);
+        }
+        if policy.revision() > self.revision {
+            changed |= policy.on_revision() != Revise::Keep;
+            self.revise(policy, now);
+        }
+        let limits = policy.limits();
+        let own = self.list.len() == limits.len()
+            && self
+                .with(policy)
+                .all(|(counter, limit)| counter.belongs_to(limit));
+        if !own {
+            self.list = self.fitted(limits, now);
+            self.keep = match self.list.len() == limits.len() {
+                true => policy.keep(),
+                false => policy.keep().max(self.keep),
+            };
+        }
+        changed
+    }
+
+    fn revise(&mut self, policy: &Policy, now: Now) {
+        match policy.on_revision() {
+            Revise::Keep => {}
+            // A permit is held, whatever the revision.
+            Revise::Reset => {
+                let list = std::mem::take(&mut self.list).into_vec();
+                self.list = list.into_iter().filter(Counter::is_leases).collect();
+            }
+            Revise::Proportional => {
+                for counter in &mut self.list {
+                    let mut own = policy.limits().iter();
+                    if let Some(limit) = own.find(|limit| counter.belongs_to(limit)) {
+                        counter.scale(limit.max, counter.max(), now);
+                    }
+                }
+            }
+        }
+        self.revision = policy.revision();
+    }
+
+    fn fitted(&self, limits: &[Limit], now: Now) -> Box<[Counter]> {
+        let own = limits.iter().map(|limit| {
+            let stored = self.list.iter().find(|counter| counter.belongs_to(limit));
+            stored.map_or_else(|| Counter::new(limit, now), Counter::clone)
+        });
+        let is_own = |counter: &Counter| limits.iter().any(|limit| counter.belongs_to(limit));
+        let foreign = self
+            .list
+            .iter()
+            .filter(|counter| !is_own(counter) && !counter.is_empty(now));
+        own.chain(foreign.cloned()).collect()
+    }
+
+    /// How many units every limit of the policy has room for.
+    pub(crate) fn room(&self, policy: &Policy, now: Now) -> u32 {
+        if self.blocked > now.at {
+            return 0;
+        }
+        let room =
+            |(counter, limit): (&Counter, &Limit)| limit.max.saturating_sub(counter.used(now));
+        self.with(policy).map(room).min().unwrap_or(u32::MAX)
+    }
+
+    /// Whether a call of this cost would be admitted. One of cost 0 is where no more than the limit is in use.
+    pub(crate) fn fit(&self, policy: &Policy, cost: u32, now: Now) -> bool {
+        let fits = |(counter, limit): (&Counter, &Limit)| {
+            u64::from(counter.used(now)) + u64::from(cost) <= u64::from(limit.max)
+        };
+        self.blocked <= now.at && self.with(policy).all(fits)
+    }
+
+    /// Decides, and charges what is granted to all counters. Tells how many units that are.
+    pub(crate) fn decide(&mut self, policy: &Policy, ask: Ask, charge: Charge, now: Now) -> u32 {
+        let granted = match (ask, self.room(policy, now)) {
+            (Ask::All, room) if charge.units > room => 0,
+            (Ask::AtMost, room) => charge.units.min(room),
+            (Ask::All | Ask::Anyway, _) => charge.units,
+        };
+        if granted > 0 {
+            let units = granted;
+            self.charge(policy, Charge { units, ..charge }, now);
+        }
+        granted
+    }
+
+    /// Charges all counters without asking.
+    pub(crate) fn charge(&mut self, policy: &Policy, charge: Charge, now: Now) {
+        self.bound(policy);
+        let revision = self.revision;
+        for (at, counter) in self.list.iter_mut().enumerate() {
+            match policy.limits().get(at) {
+                // Whoever has an older revision leaves alone what the newer one goes by.
+                Some(limit) if policy.revision() >= revision => counter.set_max(limit.max),
+                // Nobody releases a permit of a policy that has none.
+                None if counter.is_leases() => continue,
+                _ => {}
+            }
+            counter.charge(charge, now);
+        }
+    }
+
+    /// Takes units back that were charged at the moment `at`.
+    pub(crate) fn refund(&mut self, units: u32, at: Now, now: Now) {
+        for counter in &mut self.list {
+            counter.refund(units, at, now);
+        }
+    }
+
+    /// Refuses every call for so long; no time lifts that.
+    pub(crate) fn block(&mut self, time: Duration, now: Now) {
+        self.blocked = match u64::try_from(time.as_micros()).unwrap_or(u64::MAX) {
+            0 => 0,
+            time => now.at.saturating_add(time),
+        };
+    }
+
+    /// For how long every call is refused.
+    pub(crate) fn blocked_for(&self, now: Now) -> Option<Duration> {
+        let left = self.blocked.saturating_sub(now.at);
+        (left > 0).then(|| Duration::from_micros(left))
+    }
+
+    /// The permits of the policy, if it has a limit of them.
+    pub(crate) fn leases_mut(&mut self) -> Option<&mut crate::counter::leases::Leases> {
+        self.list.iter_mut().find_map(Counter::leases_mut)
+    }
+
+    /// Lets go of the foreign counters that are too many to be stored.
+    pub(crate) fn bound(&mut self, policy: &Policy) {
+        let most = policy.limits().len() + MAX_FOREIGN;
+        if self.list.len() > most {
+            self.list = self.list[..most].into();
+        }
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn keep(&self) -> u64 {
+        self.keep
+    }
+
+    /// From when on nothing is counted any more, in microseconds of the clock that decides.
+    pub(crate) fn expires(&self, now: Now) -> u64 {
+        now.at
+            .saturating_add(self.keep.saturating_mul(1_000))
+            .max(self.blocked)
+    }
+}
+
+#[cfg(any(feature = "sqlite", feature = "redis"))]
+impl Counters {
+    const MAX: usize = crate::policy::MAX_LIMITS + MAX_FOREIGN;
+
+    /// The value to store; it is [bounded](Self::bound).
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(22 + 161 * self.list.len());
+        out.extend_from_slice(&[VERSION, self.list.len() as u8]);
+        out.extend_from_slice(&self.revision.to_le_bytes());
+        out.extend_from_slice(&self.keep.to_le_bytes());
+        out.extend_from_slice(&self.blocked.to_le_bytes());
+        for counter in &self.list {
+            counter.encode(&mut out);
+        }
+        out
+    }
+
+    /// Reads a stored value; no bytes are nothing counted. To be [advanced](Self::advance) before use.
+    pub(crate) fn decode(bytes: &[u8], policy: &Policy) -> Result<Self, Error> {
+        if bytes.is_empty() {
+            let revision = policy.revision();
+            return Ok(Self {
+                revision,
+                ..Self::default()
+            });
+        }
+        read(bytes).ok_or_else(corrupt)
+    }
+}
+
+#[cfg(any(feature = "sqlite", feature = "redis"))]
+fn read(bytes: &[u8]) -> Option<Counters> {
+    let (&[VERSION, count], rest) = bytes.split_first_chunk()? else {
+        return None;
+    };
+    let (revision, rest) = rest.split_first_chunk()?;
+    let (keep, rest) = rest.split_first_chunk()?;
+    let (blocked, mut rest) = rest.split_first_chunk()?;
+    if usize::from(count) > Counters::MAX {
+        return None;
+    }
+    let mut list = Vec::with_capacity(count.into());
+    for _ in 0..count {
+        let counter = Counter::decode(&mut rest)?;
+        if list.iter().any(|other| counter.is_same_as(other)) {
+            return None;
+        }
+        list.push(counter);
+    }
+    rest.is_empty().then(|| Counters {
+        revision: u32::from_le_bytes(*revision),
+        keep: u64::from_le_bytes(*keep),
+        blocked: u64::from_le_bytes(*blocked),
+        list: list.into(),
+    })
+}
+
+/// What is stored has no layout of ours. It is never overwritten: whoever wrote it may need it.
+#[cfg(any(feature = "sqlite", feature = "redis"))]
+pub(crate) fn corrupt() -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("a rate limit in another layout than version {VERSION}"),
+    )
+}

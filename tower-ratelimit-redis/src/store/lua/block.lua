@@ -1,0 +1,14 @@
+-- Blocks a subject, or lifts that.
+--
+-- KEYS[1]  the value of the subject
+-- ARGV     for how many microseconds, 0 to lift; the revision and for how many milliseconds a value is kept, where nothing is stored yet
+-- Answer   1, or 0 where the layout is unknown
+local time, revision, keep = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local value = redis.pcall('GET', KEYS[1]) or pack('<BBI4I8I8', 1, 0, revision, keep, 0)
+if not walk(value) then
+  return 0
+end
+local blocked = time > 0 and now + time or 0
+local lasts = max(redis.call('PTTL', KEYS[1]), ceil(time / 1000) + 1, 1)
+redis.call('SET', KEYS[1], sub(value, 1, 14) .. pack('<I8', blocked) .. sub(value, 23), 'PX', lasts)
+return 1
