@@ -371,7 +371,7 @@ async fn every_key_expires_and_names_nobody() {
         .query_async(&mut connection)
         .await
         .unwrap();
-    let longest = 3_600_000 * 33 / 32 + 1;
+    let longest = 3_600_000 * 34 / 32 + 1;
     assert!((longest - 60_000..=longest).contains(&ttl), "{ttl}");
 }
 
