@@ -157,6 +157,12 @@ impl Policy {
         &self.0.name
     }
 
+    /// Whether a script is told the same of both.
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_decided_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.packed() == other.packed()
+    }
+
     pub(crate) fn shared_name(&self) -> &Arc<str> {
         &self.0.name
     }

@@ -242,6 +242,12 @@ impl Redis {
         .map(Reply)
     }
 
+    /// Runs a task on the runtime that drives the connections. It is waited for when the backend closes.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let Context { tasks, runtime, .. } = &*self.inner.context;
+        tasks.spawn_on(task, runtime);
+    }
+
     /// Takes a connection that nobody else uses, to the server that has `key`.
     ///
     /// # Errors

@@ -112,6 +112,7 @@ impl AnyStore {
     /// become limits of each process because a feature is off.
     pub(crate) fn of(
         backend: &Backend,
+        coalesce: bool,
         memory: impl FnOnce() -> Result<Arc<MemoryStore>, Error>,
     ) -> Result<Self, Error> {
         match backend.engine() {
@@ -119,7 +120,9 @@ impl AnyStore {
             #[cfg(feature = "sqlite")]
             Engine::Sqlite(sqlite) => Ok(Self::Sqlite(sqlite::SqliteStore::new(backend, sqlite))),
             #[cfg(feature = "redis")]
-            Engine::Redis(redis) => Ok(Self::Redis(redis::RedisStore::new(backend, redis))),
+            Engine::Redis(redis) => Ok(Self::Redis(redis::RedisStore::new(
+                backend, redis, coalesce,
+            ))),
             #[allow(
                 unreachable_patterns,
                 reason = "another crate of the program may have turned on more features of redis-conn than this one has"

@@ -1,0 +1,250 @@
+//! Many calls in one: what is asked while others are under way is gathered, and sent together when one of these returns.
+//!
+//! Whoever finds room sends at once, and alone, so nobody waits for others to come. Only a server that is slower than its callers has
+//! them gather: the more they are, the more go together, so its work for each falls as they rise. All calls of one subject are one
+//! entry of a script call, decided in the order in which they came; so are many subjects, where one server has them all.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use redis_conn::{Error, ErrorKind};
+use tokio::{sync::oneshot, time::Instant};
+
+use super::Server;
+use crate::{Decision, Policy, store::Asked};
+
+/// So many script calls to one server are under way at most before others wait.
+const FLIGHTS: usize = 4;
+/// So many calls go together at most.
+const MANY: usize = 128;
+
+/// A call, and by when it must be decided.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) policy: Policy,
+    pub(super) key: Arc<str>,
+    pub(super) asked: Asked,
+    pub(super) until: Instant,
+}
+
+/// A call that waits to be sent.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) request: Request,
+    answer: oneshot::Sender<Result<Decision, Error>>,
+}
+
+impl Waiting {
+    pub(super) fn answer(self, decided: Result<Decision, Error>) {
+        // Whoever asked may have given up.
+        let _ = self.answer.send(decided);
+    }
+}
+
+/// What is under way, and who waits behind it.
+#[derive(Debug, Default)]
+struct Queue {
+    flights: usize,
+    waiting: Vec<Waiting>,
+}
+
+/// The calls of one server, or of one subject where subjects may be on different servers.
+#[derive(Debug)]
+pub(super) struct Gate {
+    /// How many calls may be under way.
+    flights: usize,
+    queue: Mutex<Queue>,
+}
+
+/// All gates of a store.
+pub(super) enum Gates {
+    /// One server has all subjects.
+    One(Arc<Gate>),
+    /// One gate for each subject that is asked for just now.
+    BySubject(Mutex<HashMap<Arc<str>, Arc<Gate>>>),
+}
+
+impl Gate {
+    fn new(flights: usize) -> Arc<Self> {
+        Arc::new(Self {
+            flights,
+            queue: Mutex::default(),
+        })
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Gates {
+    pub(super) fn new(one_server: bool) -> Self {
+        if one_server {
+            Self::One(Gate::new(FLIGHTS))
+        } else {
+            Self::BySubject(Mutex::default())
+        }
+    }
+
+    fn of(&self, key: &Arc<str>) -> Arc<Gate> {
+        match self {
+            Self::One(gate) => Arc::clone(gate),
+            Self::BySubject(gates) => {
+                let mut gates = gates.lock().unwrap_or_else(PoisonError::into_inner);
+                let gate = gates.entry(Arc::clone(key)).or_insert_with(|| Gate::new(1));
+                Arc::clone(gate)
+            }
+        }
+    }
+
+    /// Forgets a gate that nobody uses any more.
+    fn leave(&self, key: &Arc<str>, gate: &Arc<Gate>) {
+        if let Self::BySubject(gates) = self {
+            let mut gates = gates.lock().unwrap_or_else(PoisonError::into_inner);
+            // The map has one and the caller another.
+            if Arc::strong_count(gate) <= 2 {
+                gates.remove(key);
+            }
+        }
+    }
+}
+
+/// Decides a call, together with others where they gather.
+pub(super) async fn decide(
+    server: &Arc<Server>,
+    gates: &Arc<Gates>,
+    request: Request,
+) -> Result<Decision, Error> {
+    let gate = gates.of(&request.key);
+    let (until, waiting) = {
+        let mut queue = gate.queue();
+        if queue.flights < gate.flights {
+            queue.flights += 1;
+            (request.until, Err(request))
+        } else {
+            let (answer, answered) = oneshot::channel();
+            let until = request.until;
+            queue.waiting.push(Waiting { request, answer });
+            (until, Ok(answered))
+        }
+    };
+    match waiting {
+        Err(request) => {
+            let flight = Flight {
+                server: Arc::clone(server),
+                gates: Arc::clone(gates),
+                gate,
+                key: Arc::clone(&request.key),
+            };
+            let decided = server.decide(&request).await;
+            drop(flight);
+            decided
+        }
+        Ok(answered) => match tokio::time::timeout_at(until, answered).await {
+            Ok(Ok(decided)) => decided,
+            Ok(Err(_)) => Err(Error::new(ErrorKind::Closed, "the runtime has ended")),
+            Err(_) => Err(late()),
+        },
+    }
+}
+
+fn late() -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "waiting for the decisions about other calls",
+    )
+}
+
+/// A call of one caller under way. When it has returned, or the caller has given up, those who waited behind it are sent.
+struct Flight {
+    server: Arc<Server>,
+    gates: Arc<Gates>,
+    gate: Arc<Gate>,
+    key: Arc<str>,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let mut runner = Runner {
+            gates: Arc::clone(&self.gates),
+            gate: Arc::clone(&self.gate),
+            key: Arc::clone(&self.key),
+            ended: false,
+        };
+        if let Some(batch) = runner.take() {
+            let server = Arc::clone(&self.server);
+            self.server.spawn(runner.run(server, batch));
+        }
+    }
+}
+
+/// Sends those who wait, again and again until nobody does.
+struct Runner {
+    gates: Arc<Gates>,
+    gate: Arc<Gate>,
+    key: Arc<str>,
+    ended: bool,
+}
+
+impl Runner {
+    async fn run(mut self, server: Arc<Server>, first: Vec<Waiting>) {
+        let mut batch = first;
+        loop {
+            server.decide_all(batch).await;
+            match self.take() {
+                Some(next) => batch = next,
+                None => break,
+            }
+        }
+    }
+
+    /// Those who are next, or nobody: then this was the end of it.
+    fn take(&mut self) -> Option<Vec<Waiting>> {
+        let mut queue = self.gate.queue();
+        let now = Instant::now();
+        queue
+            .waiting
+            .retain(|waiting| !waiting.answer.is_closed() && waiting.request.until > now);
+        if queue.waiting.is_empty() {
+            queue.flights -= 1;
+            self.ended = true;
+            drop(queue);
+            self.gates.leave(&self.key, &self.gate);
+            return None;
+        }
+        let many = queue.waiting.len().min(MANY);
+        Some(queue.waiting.drain(..many).collect())
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        if !self.ended {
+            // The runtime has ended: nobody sends any more, and whoever waits hears that.
+            let mut queue = self.gate.queue();
+            queue.flights -= 1;
+            queue.waiting.clear();
+        }
+    }
+}
+
+/// How long the one that has most time may still take.
+pub(super) fn time_left(batch: &[Waiting]) -> Duration {
+    let last = batch.iter().map(|waiting| waiting.request.until).max();
+    last.map_or(Duration::ZERO, |last| {
+        last.saturating_duration_since(Instant::now())
+    })
+}
+
+impl fmt::Debug for Gates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::One(_) => "One",
+            Self::BySubject(_) => "BySubject",
+        })
+    }
+}
