@@ -386,7 +386,7 @@ async fn a_request_is_one_script_call() {
     const SUBJECTS: usize = 100;
     let server = RedisServer::start().await;
     let backend = connect(&server.url()).await;
-    let limiter = patient(&backend).build().unwrap();
+    let limiter = patient(&backend).coalesce(false).build().unwrap();
     // Half of the requests are refused.
     let policy = policy((REQUESTS / SUBJECTS / 2) as u64);
     let layer = RateLimitLayer::new(limiter.clone(), policy.clone());
