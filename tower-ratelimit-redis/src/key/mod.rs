@@ -13,29 +13,63 @@
 //! // Each API key on each of its addresses by itself.
 //! let _ = (key::Header::new("x-api-key"), key::PeerIp::default());
 //! // What a layer further out knows.
+//! let _ = key::Extension::new(|user: &User| user.id.to_string());
+//! // Anything else.
 //! let _ = |parts: &mut Parts| {
-//!     let user = parts.extensions.get::<User>()?;
-//!     Some(Key::from(format!("user:{}", user.id)))
+//!     let host = parts.uri.host()?;
+//!     Some(Key::from(format!("host:{host}")))
 //! };
 //! ```
+//!
+//! # Subjects
+//!
+//! [`peek`](crate::Limiter::peek), [`reset`](crate::Limiter::reset) and their like take the key that an extractor made:
+//!
+//! | extractor | subject |
+//! |---|---|
+//! | [`PeerIp`], [`ClientIp`] | `ip:192.0.2.1`, `ip:2001:db8::`; with another prefix than the default `ip:2001:db8::/48` |
+//! | [`Header`] | `header:x-api-key:VALUE` |
+//! | [`Path`] | `path:/users/42` |
+//! | [`Extension`] | `extension:` and what the closure made |
+//! | [`SubjectExtension`] | `subject:` and the [`Subject`] |
+//! | a closure | what it returned |
+//! | `a.or(b)` | that of `a` or that of `b` |
+//! | `(a, b)` | [`Key::pair`] of both |
+//! | `(a, b, c)` | that of `(a, (b, c))` |
+//!
+//! Up to the closures, no extractor makes a key that another makes, except that an address is the same key whoever found it.
+//!
+//! Take the name of a caller from what a layer further out has verified, not from the request: whoever can choose the key has no
+//! limit.
 
 use std::{borrow::Cow, fmt, future::Future};
 
 use http::request::Parts;
 use redis_conn::Subject;
 
+mod cidr;
+mod client;
+mod extension;
+mod forwarded;
 mod header;
+mod path;
 mod peer;
+mod prefix;
 
 pub use self::{
+    cidr::{Cidr, CidrError},
+    client::ClientIp,
+    extension::{Extension, SubjectExtension},
+    forwarded::ForwardedFrom,
     header::Header,
+    path::Path,
     peer::{PeerAddr, PeerIp},
 };
 
 /// Finds the key of a request.
 ///
-/// Closures `Fn(&mut Parts) -> Option<K>`, where [`Key`] is made from `K`, implement it. So do pairs: `(a, b)` is the key made
-/// of both, and missing if one of them is.
+/// Closures `Fn(&mut Parts) -> Option<K>`, where [`Key`] is made from `K`, implement it. So do tuples of two and three: `(a, b)` is the
+/// key made of both, and missing if one of them is.
 pub trait KeyExtractor: Send + Sync + 'static {
     /// The key, or `None` if this request has none; then [`MissingKey`](crate::MissingKey) says what happens.
     ///
@@ -72,12 +106,29 @@ impl Key {
         Self::new(*b"\0anonymous")
     }
 
-    /// The key of two. The length of the first goes ahead, so `a:b` with `c` is another key than `a` with `b:c`.
-    fn pair(first: Self, second: &Self) -> Self {
+    /// The key of two, as a tuple of extractors makes it. The length of the first goes ahead, so `a:b` with `c` is another key
+    /// than `a` with `b:c`.
+    ///
+    /// ```
+    /// use redis_conn::Subject;
+    /// use tower_ratelimit_redis::key::Key;
+    ///
+    /// let subject = Subject::from(Key::pair("header:x-api-key:k1", "ip:192.0.2.1"));
+    /// assert_eq!(subject, Subject::from("19:header:x-api-key:k1ip:192.0.2.1"));
+    /// ```
+    pub fn pair(first: impl Into<Self>, second: impl Into<Self>) -> Self {
+        let (first, second) = (first.into(), second.into());
         let mut bytes = format!("{}:", first.0.len()).into_bytes();
         bytes.extend_from_slice(&first.0);
         bytes.extend_from_slice(&second.0);
         Self(bytes)
+    }
+
+    /// The key that an extractor of this kind makes, and none of another kind.
+    fn of_kind(kind: &str, bytes: &[u8]) -> Self {
+        let mut key = format!("{kind}:").into_bytes();
+        key.extend_from_slice(bytes);
+        Self(key)
     }
 }
 
@@ -151,7 +202,20 @@ impl<A: KeyExtractor, B: KeyExtractor> KeyExtractor for (A, B) {
             return Ok(None);
         };
         let second = self.1.extract(parts).await?;
-        Ok(second.map(|second| Key::pair(first, &second)))
+        Ok(second.map(|second| Key::pair(first, second)))
+    }
+}
+
+impl<A: KeyExtractor, B: KeyExtractor, C: KeyExtractor> KeyExtractor for (A, B, C) {
+    async fn extract(&self, parts: &mut Parts) -> Result<Option<Key>, KeyError> {
+        let Some(first) = self.0.extract(parts).await? else {
+            return Ok(None);
+        };
+        let Some(second) = self.1.extract(parts).await? else {
+            return Ok(None);
+        };
+        let third = self.2.extract(parts).await?;
+        Ok(third.map(|third| Key::pair(first, Key::pair(second, third))))
     }
 }
 
@@ -177,12 +241,12 @@ mod tests {
 
     #[test]
     fn a_pair_is_not_the_text_of_its_parts() {
-        let pair = |first: &str, second: &str| Key::pair(first.into(), &second.into());
+        let pair = |first: &str, second: &str| Key::pair(first, second);
         assert_ne!(pair("a:b", "c"), pair("a", "b:c"));
         assert_ne!(pair("a", "1:b"), pair("a1:", "b"));
         assert_ne!(
-            Key::pair(pair("a", "b"), &"c".into()),
-            Key::pair("a".into(), &pair("b", "c"))
+            Key::pair(pair("a", "b"), "c"),
+            Key::pair("a", pair("b", "c"))
         );
     }
 
