@@ -56,8 +56,7 @@ impl Cidr {
     /// Whether this address is one of the range.
     #[must_use]
     pub fn contains(&self, ip: IpAddr) -> bool {
-        let ip = ip.to_canonical();
-        ip.is_ipv4() == self.first.is_ipv4() && truncate(ip, self.bits) == self.first
+        truncate(ip.to_canonical(), self.bits) == self.first
     }
 
     /// The network of so many bits that this address is in.
