@@ -67,6 +67,14 @@ impl Cidr {
         }
     }
 
+    /// `::ffff:10.0.0.0/104` is `10.0.0.0/8`.
+    fn unmapped(self) -> Self {
+        match (self.first.to_canonical(), self.bits.checked_sub(96)) {
+            (first @ IpAddr::V4(_), Some(bits)) if self.first.is_ipv6() => Self { first, bits },
+            _ => self,
+        }
+    }
+
     pub(super) fn first(&self) -> IpAddr {
         self.first
     }
@@ -110,16 +118,6 @@ impl FromStr for Cidr {
             return Err(CidrError::BitsBeyondPrefix { text, network });
         }
         Ok(network.unmapped())
-    }
-}
-
-impl Cidr {
-    /// `::ffff:10.0.0.0/104` is `10.0.0.0/8`.
-    fn unmapped(self) -> Self {
-        match (self.first.to_canonical(), self.bits.checked_sub(96)) {
-            (first @ IpAddr::V4(_), Some(bits)) if self.first.is_ipv6() => Self { first, bits },
-            _ => self,
-        }
     }
 }
 
