@@ -213,10 +213,21 @@ impl Decision {
         self.at
     }
 
-    /// The names of the limits that refuse a call of cost 1.
-    pub(crate) fn violated(&self) -> impl Iterator<Item = &str> {
-        let exhausted = self.limits().iter().filter(|limit| limit.remaining == 0);
-        exhausted.map(|limit| &*limit.name)
+    /// A refusal as the layer meets it.
+    #[cfg(test)]
+    pub(crate) fn refused(
+        blocked: bool,
+        retry_after: Option<Duration>,
+        limits: &[LimitState],
+    ) -> Self {
+        Self {
+            allowed: false,
+            blocked,
+            retry_after,
+            limits: Limits::Many(limits.into()),
+            source: Source::Store,
+            ..Self::open()
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use http::{Request, Response};
 use pin_project::pin_project;
 use tower_service::Service;
 
-use crate::{Decision, HeaderStyle, ResponseBody, service::Step};
+use crate::{Decision, ResponseBody, headers::Fields, service::Step};
 
 type Deciding = Pin<Box<dyn Future<Output = Step> + Send>>;
 
@@ -26,7 +26,7 @@ where
 {
     #[pin]
     state: State<S::Future, S, ReqBody>,
-    headers: HeaderStyle,
+    headers: Fields,
 }
 
 #[pin_project(project = StateProj)]
@@ -47,7 +47,7 @@ impl<S, ReqBody> ResponseFuture<S, ReqBody>
 where
     S: Service<Request<ReqBody>>,
 {
-    pub(crate) fn new(step: Deciding, inner: S, body: ReqBody, headers: HeaderStyle) -> Self {
+    pub(crate) fn new(step: Deciding, inner: S, body: ReqBody, headers: Fields) -> Self {
         let held = Some((inner, body));
         Self {
             state: State::Deciding { step, held },
@@ -77,8 +77,7 @@ where
                             future: inner.call(Request::from_parts(parts, body)),
                             decision,
                         },
-                        Step::Refuse { refusal, protocol } => {
-                            let response = refusal.into_response(protocol, *this.headers);
+                        Step::Refuse(response) => {
                             return Poll::Ready(Ok(response.map(ResponseBody::full)));
                         }
                     }
@@ -86,7 +85,8 @@ where
                 StateProj::Admitted { future, decision } => {
                     let mut response = ready!(future.poll(cx))?.map(ResponseBody::inner);
                     if let Some(decision) = mem::take(decision) {
-                        this.headers.write(&decision, response.headers_mut());
+                        this.headers
+                            .write(decision.limits(), response.headers_mut());
                         attach(decision, &mut response);
                     }
                     return Poll::Ready(Ok(response));

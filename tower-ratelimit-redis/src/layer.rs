@@ -7,13 +7,16 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use tower_layer::Layer;
 
 use crate::{
-    HeaderStyle, Limiter, Policy, RateLimit,
+    HeaderStyle, LegacyReset, Limiter, Policy, RateLimit, Reject,
+    headers::Fields,
     key::{KeyExtractor, PeerIp},
+    reject::Refuse,
     trace::event,
 };
 
@@ -51,7 +54,8 @@ pub(crate) struct Rules {
     pub(crate) limiter: Limiter,
     pub(crate) policy: Policy,
     pub(crate) missing_key: MissingKey,
-    pub(crate) headers: HeaderStyle,
+    pub(crate) headers: Fields,
+    pub(crate) refuse: Refuse,
     /// Whether the wrong configuration that each request would meet has been logged.
     reported: Arc<AtomicBool>,
 }
@@ -89,7 +93,8 @@ impl RateLimitLayer {
             limiter,
             policy,
             missing_key: MissingKey::default(),
-            headers: HeaderStyle::default(),
+            headers: Fields::default(),
+            refuse: Refuse::default(),
             reported: Arc::default(),
         };
         Self {
@@ -116,7 +121,45 @@ impl<K> RateLimitLayer<K> {
 
     /// Which quota fields a response has; [`HeaderStyle::Draft11`] if not set.
     pub fn headers(mut self, style: HeaderStyle) -> Self {
-        self.rules.headers = style;
+        self.rules.headers.style = style;
+        self
+    }
+
+    /// What `X-RateLimit-Reset` tells, in the styles that have it; [`LegacyReset::DeltaSeconds`] if not set.
+    pub fn legacy_reset(mut self, reset: LegacyReset) -> Self {
+        self.rules.headers.reset = reset;
+        self
+    }
+
+    /// Makes the response of a refused request; [`DefaultReject`](crate::DefaultReject) if not set.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use redis_conn::Backend;
+    /// # use tower_ratelimit_redis::{Limiter, Policy, RateLimitLayer};
+    /// use http::Response;
+    /// use tower_ratelimit_redis::Refusal;
+    ///
+    /// # let limiter = Limiter::new(&Backend::memory());
+    /// # let policy = Policy::new("api").limit(20, Duration::from_secs(1)).build()?;
+    /// let layer = RateLimitLayer::new(limiter, policy).reject(|refusal: &Refusal<'_>| {
+    ///     let mut response = Response::new("slow down");
+    ///     *response.status_mut() = refusal.status();
+    ///     response
+    /// });
+    /// # let _ = layer;
+    /// # Ok::<(), tower_ratelimit_redis::PolicyError>(())
+    /// ```
+    pub fn reject<R: Reject>(mut self, reject: R) -> Self {
+        self.rules.refuse.by(reject);
+        self
+    }
+
+    /// Adds up to so much, at random, to the time after which a refused client is asked to come back; zero if not set.
+    ///
+    /// It keeps apart those who were refused at the same time, and would otherwise all come back at the same time.
+    pub fn retry_jitter(mut self, jitter: Duration) -> Self {
+        self.rules.refuse.jitter = jitter;
         self
     }
 }

@@ -130,13 +130,16 @@ mod decision;
 mod error;
 mod fallback;
 mod future;
+mod grpc;
 mod headers;
 pub mod key;
 mod layer;
 mod limiter;
 mod permit;
 mod policy;
+mod problem;
 mod random;
+mod refusal;
 mod reject;
 mod service;
 mod store;
@@ -151,10 +154,12 @@ pub use crate::{
     error::{PolicyError, RateLimitError},
     fallback::OnFailure,
     future::ResponseFuture,
-    headers::HeaderStyle,
+    headers::{HeaderStyle, LegacyReset},
     layer::{MissingKey, RateLimitLayer},
     limiter::Limiter,
     permit::{Acquired, Permit},
     policy::{Algorithm, Policy, PolicyBuilder, Revise, WindowStart},
+    refusal::{Reason, Refusal},
+    reject::{DefaultReject, Reject},
     service::RateLimit,
 };

@@ -1,260 +1,255 @@
 //! The responses of requests that do not reach the service behind.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{any::type_name, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Response, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
+    HeaderMap, HeaderValue, Response,
+    header::{CACHE_CONTROL, RETRY_AFTER},
     request::Parts,
 };
-use redis_conn::Error;
 
-use crate::{Decision, HeaderStyle, headers::seconds, key::KeyError};
+use crate::{
+    Reason, Refusal, grpc,
+    headers::{Fields, seconds},
+    problem,
+};
 
-const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
-const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// Why a request is refused.
-#[derive(Debug)]
-pub(crate) enum Refusal {
-    /// A limit is reached.
-    Quota(Decision),
-    /// The store did not decide, and the failure policy is to refuse; or the configuration is wrong.
-    Undecided(Error),
-    /// The request has no key, and needs one.
-    NoKey,
-    /// What is in the place of the key is none.
-    BadKey(KeyError),
-    /// Another layer of the stack has a policy of this name.
-    PolicyTwice(Arc<str>),
+/// Makes the response of a refused request.
+///
+/// Closures `Fn(&Refusal) -> Response<B>`, where `Bytes` are made from `B`, implement it: a text, bytes, or nothing. What such a
+/// response does not have is added: the fields of [`HeaderStyle`](crate::HeaderStyle), `Retry-After`, and
+/// `Cache-Control: no-store`. It is also asked about calls of gRPC, which it should leave to [`DefaultReject`]:
+///
+/// ```
+/// use http::{Response, StatusCode};
+/// use tower_ratelimit_redis::{DefaultReject, Reason, Refusal, Reject as _};
+///
+/// let reject = |refusal: &Refusal<'_>| match refusal.reason() {
+///     Reason::Quota(_) if !refusal.is_grpc() => Response::builder()
+///         .status(StatusCode::TOO_MANY_REQUESTS)
+///         .header("content-type", "text/plain")
+///         .body("slow down".into())
+///         .expect("all parts are valid"),
+///     _ => DefaultReject.reject(refusal),
+/// };
+/// # fn is_reject(_: impl tower_ratelimit_redis::Reject) {}
+/// # is_reject(reject);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` makes no response of a refusal",
+    note = "a closure does if its argument has a type and its body becomes `Bytes`: `|refusal: &Refusal<'_>| Response::new(\"slow down\")`"
+)]
+pub trait Reject: Send + Sync + 'static {
+    /// The whole response.
+    fn reject(&self, refusal: &Refusal<'_>) -> Response<Bytes>;
 }
 
-/// The language that the client understands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protocol {
-    Http,
-    Grpc,
+impl<F, B> Reject for F
+where
+    F: Fn(&Refusal<'_>) -> Response<B> + Send + Sync + 'static,
+    B: Into<Bytes>,
+{
+    fn reject(&self, refusal: &Refusal<'_>) -> Response<Bytes> {
+        self(refusal).map(Into::into)
+    }
 }
 
-impl Protocol {
-    pub(crate) fn of(request: &Parts) -> Self {
-        let content = request.headers.get(CONTENT_TYPE);
-        match content.and_then(|content| content.as_bytes().strip_prefix(b"application/grpc")) {
-            // With anything else behind it, it is of another protocol: that of grpc-web wants its trailers in the body.
-            Some([] | [b'+' | b';', ..]) if request.method == Method::POST => Self::Grpc,
-            _ => Self::Http,
+/// Answers as the [crate](crate#responses) says: a problem document in HTTP, a status with its details in gRPC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct DefaultReject;
+
+impl Reject for DefaultReject {
+    fn reject(&self, refusal: &Refusal<'_>) -> Response<Bytes> {
+        match refusal.framing() {
+            Some(framing) => grpc::response(refusal, framing),
+            None => problem::response(refusal),
         }
     }
 }
 
-/// What there is to say, in either language.
-struct Message {
-    status: StatusCode,
-    grpc_status: u16,
-    problem_type: &'static str,
-    title: &'static str,
-    detail: Option<String>,
-    violated: Vec<String>,
-    retry_after: Option<Duration>,
+/// How a layer refuses.
+#[derive(Clone)]
+pub(crate) struct Refuse {
+    reject: Arc<dyn Reject>,
+    name: &'static str,
+    pub(crate) jitter: Duration,
 }
 
-impl Message {
-    fn new(status: StatusCode, grpc_status: u16, title: &'static str) -> Self {
+impl Refuse {
+    pub(crate) fn by<R: Reject>(&mut self, reject: R) {
+        self.reject = Arc::new(reject);
+        self.name = type_name::<R>();
+    }
+
+    /// The response to `request`, with all that a refusal must have.
+    pub(crate) fn response(
+        &self,
+        reason: Reason,
+        request: &Parts,
+        fields: Fields,
+    ) -> Response<Bytes> {
+        let refusal = Refusal::new(&reason, request, self.jitter);
+        let mut response = self.reject.reject(&refusal);
+        complete(response.headers_mut(), &refusal, fields);
+        if let Some(decision) = refusal.decision() {
+            response.extensions_mut().insert(decision.clone());
+        }
+        response.extensions_mut().insert(reason);
+        response
+    }
+}
+
+impl Default for Refuse {
+    fn default() -> Self {
         Self {
-            status,
-            grpc_status,
-            problem_type: "about:blank",
-            title,
-            detail: None,
-            violated: Vec::new(),
-            retry_after: None,
+            reject: Arc::new(DefaultReject),
+            name: type_name::<DefaultReject>(),
+            jitter: Duration::ZERO,
         }
-    }
-
-    fn of(refusal: &Refusal) -> Self {
-        match refusal {
-            Refusal::Quota(decision) => Self {
-                problem_type: "https://iana.org/assignments/http-problem-types#quota-exceeded",
-                violated: decision.violated().map(str::to_owned).collect(),
-                retry_after: decision.retry_after(),
-                ..Self::new(StatusCode::TOO_MANY_REQUESTS, 8, "request quota exceeded")
-            },
-            Refusal::Undecided(error) => Self::undecided(error),
-            Refusal::NoKey => Self {
-                detail: Some("the request has no key to be limited by".to_owned()),
-                ..Self::new(StatusCode::BAD_REQUEST, 3, "rate limit key missing")
-            },
-            Refusal::BadKey(error) => Self {
-                detail: Some(error.to_string()),
-                ..Self::new(StatusCode::BAD_REQUEST, 3, "rate limit key invalid")
-            },
-            Refusal::PolicyTwice(name) => Self {
-                detail: Some(format!("two layers have a policy named {name:?}")),
-                ..Self::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    13,
-                    "rate limit misconfigured",
-                )
-            },
-        }
-    }
-
-    /// The text of the error is for the operator, not for the client.
-    fn undecided(error: &Error) -> Self {
-        let kind = error.kind();
-        if kind.http_status() == 503 {
-            return Self {
-                problem_type: "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
-                retry_after: kind.retry_after(),
-                ..Self::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    14,
-                    "rate limit unavailable",
-                )
-            };
-        }
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            13,
-            "rate limit undecidable",
-        )
-    }
-
-    fn into_http(self) -> Response<Bytes> {
-        let body = self.problem_json();
-        let mut response = Response::new(body.into());
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, PROBLEM_JSON);
-        headers.insert(CACHE_CONTROL, NO_STORE);
-        if let Some(wait) = self.retry_after {
-            headers.insert(RETRY_AFTER, seconds(wait).max(1).into());
-        }
-        response
-    }
-
-    /// A response of trailers only: the status of the call is in the header fields.
-    fn into_grpc(self) -> Response<Bytes> {
-        let text = self.detail.as_deref().unwrap_or(self.title);
-        let message = HeaderValue::try_from(percent_encode(text));
-        let mut response = Response::new(Bytes::new());
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, GRPC);
-        headers.insert("grpc-status", self.grpc_status.into());
-        if let Ok(message) = message {
-            headers.insert("grpc-message", message);
-        }
-        response
-    }
-
-    fn problem_json(&self) -> String {
-        let mut json = format!(
-            r#"{{"type":"{}","title":"{}","status":{}"#,
-            self.problem_type,
-            self.title,
-            self.status.as_u16()
-        );
-        if let Some(detail) = &self.detail {
-            json += r#","detail":"#;
-            push_json_string(&mut json, detail);
-        }
-        if !self.violated.is_empty() {
-            // Names of limits need no escapes.
-            let names = self.violated.join(r#"",""#);
-            let _ = write!(json, r#","violated-policies":["{names}"]"#);
-        }
-        json.push('}');
-        json
     }
 }
 
-impl Refusal {
-    pub(crate) fn into_response(self, protocol: Protocol, style: HeaderStyle) -> Response<Bytes> {
-        let message = Message::of(&self);
-        let mut response = match protocol {
-            Protocol::Http => message.into_http(),
-            Protocol::Grpc => message.into_grpc(),
-        };
-        if let Self::Quota(decision) = self {
-            let headers: &mut HeaderMap = response.headers_mut();
-            style.write(&decision, headers);
-            response.extensions_mut().insert(decision);
-        }
-        response
+impl fmt::Debug for Refuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refuse")
+            .field("reject", &format_args!("{}", self.name))
+            .field("jitter", &self.jitter)
+            .finish()
     }
 }
 
-fn push_json_string(json: &mut String, text: &str) {
-    json.push('"');
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => json.extend(['\\', c]),
-            c if c < ' ' => {
-                let _ = write!(json, "\\u{:04x}", u32::from(c));
-            }
-            c => json.push(c),
+/// Adds what is missing. A call of gRPC has its waiting time in the details of its status.
+fn complete(headers: &mut HeaderMap, refusal: &Refusal<'_>, fields: Fields) {
+    if !refusal.is_grpc() {
+        headers.entry(CACHE_CONTROL).or_insert(NO_STORE);
+        if let Some(wait) = refusal.retry_after() {
+            let wait = seconds(wait).max(1).into();
+            headers.entry(RETRY_AFTER).or_insert(wait);
         }
     }
-    json.push('"');
-}
-
-/// As gRPC writes a status message: printable ASCII as it is, but for the percent sign.
-fn percent_encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b' '..=b'~' if byte != b'%' => encoded.push(byte.into()),
-            _ => {
-                let _ = write!(encoded, "%{byte:02X}");
-            }
-        }
+    if let Some(decision) = refusal.decision() {
+        fields.write_missing(decision.limits(), headers);
     }
-    encoded
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        Decision,
+        refusal::tests::{limit, quota, request},
+    };
+
+    const WAIT: Duration = Duration::from_millis(1_500);
+
+    fn exhausted() -> Reason {
+        quota(Some(WAIT), &[limit("api-1s", 0, WAIT)])
+    }
+
+    fn refused_by(reject: impl Reject, content_type: &str) -> Response<Bytes> {
+        let mut refuse = Refuse::default();
+        refuse.by(reject);
+        refuse.response(exhausted(), &request(content_type), Fields::default())
+    }
+
+    fn texts<const N: usize>(headers: &HeaderMap, names: [&str; N]) -> [Vec<String>; N] {
+        names.map(|name| {
+            let values = headers.get_all(name).iter();
+            values
+                .map(|value| value.to_str().unwrap().to_owned())
+                .collect()
+        })
+    }
+
+    const ADDED: [&str; 4] = [
+        "cache-control",
+        "retry-after",
+        "ratelimit",
+        "ratelimit-policy",
+    ];
 
     #[test]
-    fn only_a_grpc_call_is_answered_as_one() {
-        let protocol = |method: &Method, content: &'static str| {
-            let request = http::Request::builder()
-                .method(method)
-                .header(CONTENT_TYPE, content);
-            Protocol::of(&request.body(()).unwrap().into_parts().0)
+    fn what_a_response_does_not_have_is_added() {
+        let response = refused_by(|_: &Refusal<'_>| Response::new("slow down"), "text/html");
+        assert_eq!(response.status(), 200, "the user's is the last word");
+        assert_eq!(response.body(), "slow down");
+        assert_eq!(
+            texts(response.headers(), ADDED).concat(),
+            [
+                "no-store",
+                "2",
+                r#""api-1s";r=0;t=2"#,
+                r#""api-1s";q=20;w=1"#
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_response_has_stays() {
+        let own = |_: &Refusal<'_>| {
+            let response = ADDED[..3]
+                .iter()
+                .fold(Response::builder(), |response, field| {
+                    response.header(*field, "own")
+                });
+            response.body(Vec::new()).unwrap()
         };
-        for content in ["", "+proto", ";charset=utf-8", "+json; a=b"] {
-            let content: &'static str = format!("application/grpc{content}").leak();
-            assert_eq!(
-                protocol(&Method::POST, content),
-                Protocol::Grpc,
-                "{content}"
-            );
-            assert_eq!(protocol(&Method::GET, content), Protocol::Http, "{content}");
-        }
-        for content in ["-web", "-web+proto", "-web-text", "x", " "] {
-            let content: &'static str = format!("application/grpc{content}").leak();
-            assert_eq!(
-                protocol(&Method::POST, content),
-                Protocol::Http,
-                "{content}"
-            );
+        let response = refused_by(own, "text/html");
+        assert_eq!(
+            texts(response.headers(), ADDED).concat(),
+            ["own"; 3],
+            "one of the quota fields is not written without the other"
+        );
+    }
+
+    #[test]
+    fn a_call_of_grpc_is_told_in_its_own_place_when_to_come_back() {
+        for content_type in ["application/grpc", "application/grpc-web"] {
+            let response = refused_by(DefaultReject, content_type);
+            let [cache, retry, state, policy] = texts(response.headers(), ADDED);
+            assert!(cache.is_empty() && retry.is_empty(), "{content_type}");
+            assert_eq!((state.len(), policy.len()), (1, 1), "{content_type}");
         }
     }
 
     #[test]
-    fn a_text_survives_json() {
-        let text = "a \"b\" \\ \n ä";
-        let mut json = String::new();
-        push_json_string(&mut json, text);
-        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+    fn the_extensions_tell_why() {
+        let response = refused_by(|_: &Refusal<'_>| Response::new(""), "text/html");
+        let extensions = response.extensions();
+        assert!(matches!(extensions.get(), Some(Reason::Quota(_))));
+        assert!(extensions.get::<Decision>().is_some());
     }
 
     #[test]
-    fn a_grpc_message_is_percent_encoded() {
-        assert_eq!(percent_encode("50% of ä\n"), "50%25 of %C3%A4%0A");
+    fn the_refusal_tells_all_that_a_response_needs() {
+        let reject = |refusal: &Refusal<'_>| {
+            let names: Vec<&str> = refusal.violated().map(|limit| &*limit.name).collect();
+            let text = format!(
+                "{} {:?} {} {} {:?}",
+                refusal.status(),
+                refusal.retry_after(),
+                refusal.request().method,
+                refusal.is_grpc(),
+                names
+            );
+            assert!(refusal.decision().is_some());
+            Response::new(text)
+        };
+        let response = refused_by(reject, "application/grpc+proto");
+        assert_eq!(
+            response.body(),
+            r#"429 Too Many Requests Some(1.5s) POST true ["api-1s"]"#
+        );
+    }
+
+    #[test]
+    fn it_shows_which_it_is() {
+        let mut refuse = Refuse::default();
+        assert!(format!("{refuse:?}").contains("DefaultReject"));
+        refuse.by(|_: &Refusal<'_>| Response::new(""));
+        assert!(format!("{refuse:?}").contains("closure"));
     }
 }

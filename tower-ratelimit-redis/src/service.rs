@@ -7,14 +7,14 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use tower_service::Service;
 
 use crate::{
-    Decision, MissingKey, RateLimitError, ResponseBody, ResponseFuture,
+    Decision, MissingKey, RateLimitError, Reason, ResponseBody, ResponseFuture,
     key::{Key, KeyExtractor, PeerIp},
     layer::Rules,
-    reject::{Protocol, Refusal},
 };
 
 /// A service whose requests are limited. Made by [`RateLimitLayer`](crate::RateLimitLayer).
@@ -25,19 +25,12 @@ pub struct RateLimit<S, K = PeerIp> {
 }
 
 /// How a request goes on.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it is taken apart where it is received; boxing would allocate for each admitted request"
-)]
 pub(crate) enum Step {
     Admit {
         parts: Parts,
         decision: Option<Decision>,
     },
-    Refuse {
-        refusal: Refusal,
-        protocol: Protocol,
-    },
+    Refuse(Response<Bytes>),
 }
 
 /// The names of the policies that a request has passed already. They are few.
@@ -81,10 +74,7 @@ async fn decide<K: KeyExtractor>(rules: Rules, key: Arc<K>, mut parts: Parts) ->
             }
             Step::Admit { parts, decision }
         }
-        Err(refusal) => Step::Refuse {
-            refusal,
-            protocol: Protocol::of(&parts),
-        },
+        Err(reason) => Step::Refuse(rules.refuse.response(reason, &parts, rules.headers)),
     }
 }
 
@@ -93,19 +83,20 @@ async fn admit<K: KeyExtractor>(
     rules: &Rules,
     key: &K,
     parts: &mut Parts,
-) -> Result<Option<Decision>, Refusal> {
+) -> Result<Option<Decision>, Reason> {
     pass(rules, parts)?;
     let key = match (key.extract(parts).await, rules.missing_key) {
         (Ok(Some(key)), _) => key,
         (Ok(None), MissingKey::Shared) => Key::anonymous(),
         (Ok(None), MissingKey::Skip) => return Ok(None),
-        (Ok(None), MissingKey::Reject) => return Err(Refusal::NoKey),
-        (Err(error), _) => return Err(Refusal::BadKey(error)),
+        (Ok(None), MissingKey::Reject) => return Err(Reason::MissingKey),
+        (Err(error), _) => return Err(Reason::InvalidKey(error)),
     };
     match rules.limiter.check(&rules.policy, key, 1).await {
         Ok(decision) if decision.is_allowed() => Ok(Some(decision)),
-        Ok(decision) => Err(Refusal::Quota(decision)),
-        Err(RateLimitError::Store(error)) => Err(Refusal::Undecided(error)),
+        Ok(decision) if decision.is_blocked() => Err(Reason::Blocked(decision)),
+        Ok(decision) => Err(Reason::Quota(decision)),
+        Err(RateLimitError::Store(error)) => Err(Reason::Undecided(error)),
         // Every limit is at least 1.
         Err(RateLimitError::CostExceedsLimit { .. } | RateLimitError::NeedsPermit) => {
             unreachable!("a request costs 1")
@@ -114,12 +105,12 @@ async fn admit<K: KeyExtractor>(
 }
 
 /// Two layers with policies of one name would charge each request twice, and their quota fields could not be told apart.
-fn pass(rules: &Rules, parts: &mut Parts) -> Result<(), Refusal> {
+fn pass(rules: &Rules, parts: &mut Parts) -> Result<(), Reason> {
     let name = rules.policy.shared_name();
     let passed = parts.extensions.get_or_insert_default::<Passed>();
     if passed.0.contains(name) {
         rules.report_twice();
-        return Err(Refusal::PolicyTwice(Arc::clone(name)));
+        return Err(Reason::DuplicatePolicy(Arc::clone(name)));
     }
     passed.0.push(Arc::clone(name));
     Ok(())
