@@ -93,7 +93,7 @@ impl Fields {
         headers.insert(LEGACY_REMAINING, least.remaining.into());
         let reset = match self.reset {
             LegacyReset::DeltaSeconds => least.reset_after,
-            LegacyReset::UnixSeconds => since_1970() + least.reset_after,
+            LegacyReset::UnixSeconds => since_1970().saturating_add(least.reset_after),
         };
         headers.insert(LEGACY_RESET, seconds(reset).into());
     }
@@ -101,7 +101,8 @@ impl Fields {
 
 /// Whole seconds, rounded up: whoever waits so long does not come too early.
 pub(crate) fn seconds(duration: Duration) -> u64 {
-    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+    let begun = u64::from(duration.subsec_nanos() > 0);
+    duration.as_secs().saturating_add(begun)
 }
 
 fn since_1970() -> Duration {
@@ -234,6 +235,7 @@ mod tests {
         assert_eq!(seconds(Duration::from_nanos(1)), 1);
         assert_eq!(seconds(Duration::from_secs(2)), 2);
         assert_eq!(seconds(Duration::from_millis(2_001)), 3);
+        assert_eq!(seconds(Duration::MAX), u64::MAX);
     }
 
     #[test]

@@ -149,7 +149,9 @@ impl<'a> Refusal<'a> {
             reason,
             request,
             framing: Framing::of(request),
-            retry_after: reason.retry_after().map(|wait| wait + random_part(jitter)),
+            retry_after: reason
+                .retry_after()
+                .map(|wait| wait.saturating_add(random_part(jitter))),
         }
     }
 
@@ -215,8 +217,8 @@ fn random_part(whole: Duration) -> Duration {
     if whole.is_zero() {
         return whole;
     }
-    let random = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or(u32::MAX);
-    whole.mul_f64(f64::from(random) / f64::from(u32::MAX))
+    let random = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
+    Duration::try_from_secs_f64(whole.as_secs_f64() * random).unwrap_or(whole)
 }
 
 #[cfg(test)]
@@ -314,6 +316,8 @@ pub(crate) mod tests {
         waits.dedup();
         assert!(waits.len() > 1, "{waits:?}");
 
+        let long = Refusal::new(&reason, &request, Duration::MAX).retry_after();
+        assert!(long >= Some(SECOND));
         let none = Refusal::new(&Reason::MissingKey, &request, SECOND).retry_after();
         assert_eq!(none, None, "there is nothing to spread");
     }
