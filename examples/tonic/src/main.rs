@@ -1,39 +1,61 @@
-//! `grpc.health.v1` on tonic: it serves for as long as the backend is not unhealthy.
+//! `grpc.health.v1` on tonic: it serves for as long as the backend is not unhealthy, and each peer 20 calls a second.
 //!
 //! ```text
 //! cargo run -p tonic-quickstart
 //! grpcurl -plaintext 127.0.0.1:3000 grpc.health.v1.Health/Watch
 //! ```
 
-use std::error::Error;
+use std::{error::Error, time::Duration};
 
 use redis_conn::{Backend, Health, HealthWatch};
 use tokio::net::TcpListener;
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::{
+    Request, Status,
+    service::InterceptorLayer,
+    transport::{Server, server::TcpIncoming},
+};
 use tonic_health::{
     ServingStatus,
     server::{HealthReporter, health_reporter},
 };
+use tower_ratelimit_redis::{Limiter, Policy, PolicyError, RateLimitLayer, key::PeerAddr};
+
+type Failure = Box<dyn Error + Send + Sync>;
 
 /// The server as a whole.
 const EVERYTHING: &str = "";
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Failure> {
     let backend = Backend::from_env().await?;
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     println!("try grpcurl -plaintext 127.0.0.1:3000 grpc.health.v1.Health/Watch");
-    serve(listener, &backend).await?;
-    Ok(())
+    serve(listener, &backend).await
 }
 
-async fn serve(listener: TcpListener, backend: &Backend) -> Result<(), tonic::transport::Error> {
+async fn serve(listener: TcpListener, backend: &Backend) -> Result<(), Failure> {
     let (reporter, health) = health_reporter();
     tokio::spawn(report(reporter, backend.watch_health()));
-    let server = Server::builder().add_service(health);
-    server
-        .serve_with_incoming(TcpIncoming::from(listener))
-        .await
+    let limit = RateLimitLayer::new(Limiter::new(backend), policy()?);
+    let server = Server::builder()
+        .layer(InterceptorLayer::new(tell_peer))
+        .layer(limit)
+        .add_service(health);
+    let served = server.serve_with_incoming(TcpIncoming::from(listener));
+    Ok(served.await?)
+}
+
+fn policy() -> Result<Policy, PolicyError> {
+    let policy = Policy::new("calls").limit(20, Duration::from_secs(1));
+    policy.build()
+}
+
+/// The limiter does not know tonic, so it is told whom a call is from.
+fn tell_peer(mut call: Request<()>) -> Result<Request<()>, Status> {
+    if let Some(peer) = call.remote_addr() {
+        call.extensions_mut().insert(PeerAddr(peer));
+    }
+    Ok(call)
 }
 
 /// Tells every change, and the beginning.
@@ -54,34 +76,43 @@ fn status(health: &Health) -> ServingStatus {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::sync::Arc;
 
-    use redis_conn::{Config, Status};
+    use redis_conn::{Config, ManualClock, Status};
     use testkit::RedisServer;
     use tokio::time::timeout;
-    use tonic::{Streaming, transport::Endpoint};
+    use tonic::{
+        Code, Streaming,
+        transport::{Channel, Endpoint},
+    };
     use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
+    use tonic_types::StatusExt as _;
 
     use super::*;
 
     /// Only a hang takes this long.
     const BOUND: Duration = Duration::from_secs(60);
 
+    /// A client of a server on this backend, and what it asks.
+    async fn client(backend: &Backend) -> (HealthClient<Channel>, HealthCheckRequest) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let served = backend.clone();
+        tokio::spawn(async move { serve(listener, &served).await });
+
+        let channel = Endpoint::try_from(format!("http://{address}")).unwrap();
+        let request = HealthCheckRequest {
+            service: EVERYTHING.to_owned(),
+        };
+        (HealthClient::new(channel.connect().await.unwrap()), request)
+    }
+
     /// What somebody hears who watches a server on this backend.
     struct Watching(Streaming<HealthCheckResponse>);
 
     impl Watching {
         async fn begin(backend: &Backend) -> Self {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let address = listener.local_addr().unwrap();
-            let served = backend.clone();
-            tokio::spawn(async move { serve(listener, &served).await });
-
-            let channel = Endpoint::try_from(format!("http://{address}")).unwrap();
-            let mut client = HealthClient::new(channel.connect().await.unwrap());
-            let request = HealthCheckRequest {
-                service: EVERYTHING.to_owned(),
-            };
+            let (mut client, request) = client(backend).await;
             Self(client.watch(request).await.unwrap().into_inner())
         }
 
@@ -138,5 +169,24 @@ mod tests {
         let heard = timeout(BOUND, statuses.0.message()).await;
         let heard = heard.expect("nothing is heard").unwrap().unwrap();
         assert_eq!(heard.status, ServingStatus::Serving as i32);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_calls_too_often_hears_when_to_come_back() {
+        let clock = Arc::new(ManualClock::new(1_000_000_000));
+        let backend = Backend::builder().clock(Arc::clone(&clock) as _);
+        let backend = backend.memory().unwrap();
+        let (mut client, request) = client(&backend).await;
+        for _ in 0..20 {
+            client.check(request.clone()).await.unwrap();
+        }
+        let refused = client.check(request.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        let (limiter, policy) = (Limiter::new(&backend), policy().unwrap());
+        let own = limiter.peek(&policy, "ip:127.0.0.1").await.unwrap();
+        assert!(!own.is_allowed(), "it is a limit of the peer's own");
+        let wait = refused.get_details_retry_info().unwrap().retry_delay;
+        clock.advance(wait.unwrap());
+        client.check(request).await.unwrap();
     }
 }
