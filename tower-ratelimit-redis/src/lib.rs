@@ -109,9 +109,22 @@
 //!
 //! # Responses
 //!
-//! Admitted and refused responses have the fields of [`HeaderStyle`]. A refusal is 429 with `Retry-After` and a problem document
-//! that names the limits in `violated-policies`; to a gRPC client it is `RESOURCE_EXHAUSTED`. The inner service is called only
-//! after a request was admitted, and its errors pass through unchanged. Handlers find the [`Decision`] in the request extensions.
+//! Admitted and refused responses have the fields of [`HeaderStyle`]. The inner service is called only after a request was
+//! admitted, and its errors pass through unchanged. Handlers find the [`Decision`] in the request extensions.
+//!
+//! A refusal is a problem document (RFC 9457) with `Retry-After`, rounded up and never earlier than the end of the quota. To
+//! clients of gRPC and grpc-web it is a status, whose details have a `RetryInfo`, without which a client does not try again, and
+//! a `QuotaFailure` that names the limits:
+//!
+//! | [`Reason`] | HTTP | problem type | gRPC |
+//! |---|---|---|---|
+//! | a limit is reached | 429 | `quota-exceeded` with `violated-policies` | `RESOURCE_EXHAUSTED` |
+//! | a penalty | 429 | `abnormal-usage-detected` | `RESOURCE_EXHAUSTED` |
+//! | the store is away, with `Closed` | 503 | `temporary-reduced-capacity` | `UNAVAILABLE` |
+//! | no key, or one that is none | 400 | `about:blank` | `INVALID_ARGUMENT` |
+//! | a wrong configuration | 500 | `about:blank` | `INTERNAL` |
+//!
+//! [`RateLimitLayer::reject`] takes a [`Reject`], such as a closure, that makes another response.
 //!
 //! # Features
 //!
