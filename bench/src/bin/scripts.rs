@@ -24,7 +24,7 @@ fn main() {
 }
 
 async fn measure(subjects: u64) {
-    let server = RedisServer::start().await;
+    let server = RedisServer::builder().allow("+script|load").start().await;
     let backend = backend(&[server.url()]).await;
     for (name, text) in [("script `return 1`", NOOP), ("minimal GCRA", GCRA)] {
         let connection = bare(&server.url()).await;
