@@ -126,11 +126,20 @@
 //!
 //! [`RateLimitLayer::reject`] takes a [`Reject`], such as a closure, that makes another response.
 //!
+//! # Metrics
+//!
+//! With the feature `metrics`, through the facade of that name. Install the recorder before the limiter is built. No label says
+//! anything of a subject; of more than 64 policies or routes the later ones are `other`.
+//!
+#![doc = include_str!("metrics/metrics.md")]
+//!
 //! # Features
 //!
 //! - `redis` (default), `sqlite`: the backends. Memory is always there.
 //! - `axum`: [`Decision`] as an extractor, and the peer address of `ConnectInfo`.
-//! - `tracing`: events on the target `tower_ratelimit_redis`. Without them it behaves the same.
+//! - `metrics`: what the limiter and the connections count, see [Metrics](#metrics).
+//! - `tracing`: events on the target `tower_ratelimit_redis`; at `DEBUG` one for each denial, with the subject as a hash. Without
+//!   them it behaves the same.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "axum")]
@@ -148,6 +157,7 @@ mod headers;
 pub mod key;
 mod layer;
 mod limiter;
+mod metrics;
 mod permit;
 mod policy;
 mod problem;
