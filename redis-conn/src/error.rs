@@ -101,7 +101,7 @@ impl ErrorKind {
     }
 
     /// The kind as one word, for health answers and metrics.
-    #[cfg(feature = "redis")]
+    #[cfg(any(feature = "redis", feature = "metrics"))]
     pub(crate) fn as_str(&self) -> &'static str {
         match self {
             Self::Config => "config",

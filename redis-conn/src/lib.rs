@@ -107,8 +107,6 @@ mod engine;
 mod error;
 mod health;
 mod lifecycle;
-#[cfg(feature = "metrics")]
-mod metrics;
 mod namespace;
 mod random;
 mod registry;
@@ -121,6 +119,9 @@ mod redis;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+#[cfg(feature = "metrics")]
+#[doc(hidden)]
+pub mod metrics;
 #[doc(hidden)]
 pub mod raw;
 

@@ -6,8 +6,8 @@ use metrics::Counter;
 
 use super::table::{PUBSUB_GAPS, PUBSUB_LOST};
 
-static GAPS: LazyLock<Counter> = LazyLock::new(|| PUBSUB_GAPS.counter(""));
-static LOST: LazyLock<Counter> = LazyLock::new(|| PUBSUB_LOST.counter(""));
+static GAPS: LazyLock<Counter> = LazyLock::new(|| PUBSUB_GAPS.counter(&[]));
+static LOST: LazyLock<Counter> = LazyLock::new(|| PUBSUB_LOST.counter(&[]));
 
 /// A subscriber is told that messages may have been lost.
 pub(crate) fn gap() {
@@ -23,6 +23,6 @@ pub(crate) fn lost() {
 #[cfg(feature = "redis")]
 pub(crate) fn refused() {
     static REFUSED: LazyLock<Counter> =
-        LazyLock::new(|| super::table::SUBSCRIPTIONS_REFUSED.counter(""));
+        LazyLock::new(|| super::table::SUBSCRIPTIONS_REFUSED.counter(&[]));
     REFUSED.increment(1);
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 use metrics::{Counter, Histogram};
 
 use super::{
+    family::{ByLabel, Family},
     level::Level,
     table::{
-        AMBIGUOUS, ByLabel, FAILURES, Family, IN_FLIGHT, OPERATION_DURATION, POOL_CONNECTIONS,
-        POOL_WAITING, RECONNECTS, REDIRECTS, TIMEOUTS, TOPOLOGY_REFRESH,
+        AMBIGUOUS, FAILURES, IN_FLIGHT, OPERATION_DURATION, POOL_CONNECTIONS, POOL_WAITING,
+        RECONNECTS, REDIRECTS, TIMEOUTS, TOPOLOGY_REFRESH,
     },
 };
 use crate::PoolDetails;
@@ -38,14 +39,14 @@ pub(crate) struct Levels {
 impl Meters {
     pub(crate) fn new() -> Self {
         Self {
-            succeeded: OPERATION_DURATION.histogram("ok"),
-            failed: OPERATION_DURATION.each(Family::histogram),
-            faults: FAILURES.each(Family::counter),
-            redirects: REDIRECTS.each(Family::counter),
-            timeouts: TIMEOUTS.counter(""),
-            ambiguous: AMBIGUOUS.counter(""),
-            reconnects: RECONNECTS.counter(""),
-            refreshes: TOPOLOGY_REFRESH.histogram(""),
+            succeeded: OPERATION_DURATION.histogram(&["ok"]),
+            failed: OPERATION_DURATION.each(&[], Family::histogram),
+            faults: FAILURES.each(&[], Family::counter),
+            redirects: REDIRECTS.each(&[], Family::counter),
+            timeouts: TIMEOUTS.counter(&[]),
+            ambiguous: AMBIGUOUS.counter(&[]),
+            reconnects: RECONNECTS.counter(&[]),
+            refreshes: TOPOLOGY_REFRESH.histogram(&[]),
         }
     }
 
@@ -77,10 +78,10 @@ impl Meters {
 impl Levels {
     pub(crate) fn new() -> Self {
         Self {
-            in_flight: Level::new(IN_FLIGHT.gauge("")),
-            idle: Level::new(POOL_CONNECTIONS.gauge("idle")),
-            used: Level::new(POOL_CONNECTIONS.gauge("used")),
-            waiting: Level::new(POOL_WAITING.gauge("")),
+            in_flight: Level::new(IN_FLIGHT.gauge(&[])),
+            idle: Level::new(POOL_CONNECTIONS.gauge(&["idle"])),
+            used: Level::new(POOL_CONNECTIONS.gauge(&["used"])),
+            waiting: Level::new(POOL_WAITING.gauge(&[])),
         }
     }
 

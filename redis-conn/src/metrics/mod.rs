@@ -1,15 +1,19 @@
 //! What is counted, through the facade `metrics`.
 //!
-//! [`table`] is the one table of families; `metrics.md` is made of it. Handles are resolved when a backend is built: a recorder
+//! `table.rs` has the one table of families; `metrics.md` is made of it. Handles are resolved when a backend is built: a recorder
 //! that is installed later sees nothing of it.
+//!
+//! What is public is for the tables of the sibling crates, and outside of the version promise, as `raw` is.
 
 mod bus;
+mod family;
 mod level;
 #[cfg(feature = "redis")]
 mod meters;
 mod states;
 mod table;
 
+pub use self::family::{ByLabel, Family, page};
 #[cfg(feature = "redis")]
 pub(crate) use self::{
     bus::refused,
@@ -19,3 +23,9 @@ pub(crate) use self::{
     bus::{gap, lost},
     states::follow,
 };
+
+/// What an error's kind is called in labels.
+#[must_use]
+pub fn kind(error: &crate::Error) -> &'static str {
+    error.kind().as_str()
+}

@@ -12,9 +12,9 @@ use crate::State;
 pub(crate) fn follow(mut states: watch::Receiver<State>) {
     table::begin();
     let mut shown: Vec<_> = State::ALL
-        .map(|state| (state, Level::new(STATE.gauge(state.as_str()))))
+        .map(|state| (state, Level::new(STATE.gauge(&[state.as_str()]))))
         .into();
-    let mut number = Level::new(CONNECTION_STATE.gauge(""));
+    let mut number = Level::new(CONNECTION_STATE.gauge(&[]));
     let following = async move {
         loop {
             let now = *states.borrow_and_update();
