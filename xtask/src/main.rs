@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod ci;
+mod dashboards;
 mod demo;
 mod guard;
 mod http;
@@ -39,6 +40,7 @@ const COMMANDS: &[Command] = &[
     ci::COMMAND,
     tidy::COMMAND,
     bench::COMMAND,
+    dashboards::COMMAND,
 ];
 
 fn main() -> ExitCode {
@@ -97,7 +99,7 @@ fn usage(message: &str) -> ExitCode {
 fn overview() -> String {
     let mut text = String::from("cargo xtask <command> [--help]\n\n");
     for command in COMMANDS {
-        text += &format!("  {:<10}{}\n", command.name, command.about);
+        text += &format!("  {:<12}{}\n", command.name, command.about);
     }
     text
 }

@@ -5,6 +5,7 @@
 
 mod boundaries;
 mod code;
+mod dashboards;
 mod deploy;
 mod lua;
 mod manifests;
@@ -68,6 +69,8 @@ const RULES: &[Rule] = &[
     deploy::named_files_exist,
     deploy::ports_are_known,
     deploy::started_files_exist,
+    dashboards::dashboards_are_made_of_the_tables,
+    dashboards::metrics_are_in_a_table,
     words::no_registry_host,
     words::no_path_of_one_machine,
     words::no_unfinished_work,
