@@ -297,6 +297,10 @@ async fn the_metrics_are_there_before_anything_happened() {
         let counted = "operation_duration_seconds_count{outcome=\"ok\"} ";
         let (_, count) = metrics.body.split_once(counted).unwrap();
         assert_eq!(count.starts_with('0'), backend == "memory", "{count}");
+        let family = "towerkeep_ratelimit_requests_total";
+        let limited = format!("{family}{{policy=\"limited\",outcome=\"allowed\"}} 1");
+        let mut lines = metrics.body.lines();
+        assert!(lines.any(|line| line == limited), "{}", metrics.body);
     }
 }
 
