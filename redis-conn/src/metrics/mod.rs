@@ -7,13 +7,13 @@
 
 mod bus;
 mod family;
+mod kinds;
 mod level;
 #[cfg(feature = "redis")]
 mod meters;
 mod states;
 mod table;
 
-pub use self::family::{ByLabel, Family, page};
 #[cfg(feature = "redis")]
 pub(crate) use self::{
     bus::refused,
@@ -23,9 +23,7 @@ pub(crate) use self::{
     bus::{gap, lost},
     states::follow,
 };
-
-/// What an error's kind is called in labels.
-#[must_use]
-pub fn kind(error: &crate::Error) -> &'static str {
-    error.kind().as_str()
-}
+pub use self::{
+    family::{ByLabel, Family, page},
+    kinds::{KINDS, kind},
+};

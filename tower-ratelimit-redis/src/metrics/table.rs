@@ -1,6 +1,6 @@
 //! The one table of what is counted.
 
-use redis_conn::metrics::Family;
+use redis_conn::metrics::{Family, KINDS};
 
 pub(super) const DECISIONS: Family = Family::counter_of(
     "towerkeep_ratelimit_decisions_total",
@@ -45,20 +45,7 @@ pub(super) const ERRORS: Family = Family::counter_of(
     "Answers that the store owed and did not give, whatever the failure policy made of it",
 )
 .by_name("policy")
-.by(
-    "kind",
-    &[
-        "config",
-        "unavailable",
-        "timeout",
-        "ambiguous",
-        "circuit_open",
-        "saturated",
-        "refused",
-        "corrupt",
-        "closed",
-    ],
-);
+.by("kind", KINDS);
 
 pub(super) const REQUESTS: Family = Family::counter_of(
     "towerkeep_ratelimit_requests_total",
