@@ -120,10 +120,9 @@ impl Family {
         ByLabel(handles.collect())
     }
 
-    /// Has the family shown before anything happened, where the first labels say `first`: what is absent cannot be told from what
-    /// is zero.
-    pub fn begin(&self, first: &[&str]) {
-        for says in self.series(first) {
+    /// Has the family shown before anything happened: what is absent cannot be told from what is zero.
+    pub(super) fn begin(&self) {
+        for says in self.series() {
             match self.kind {
                 Kind::Counter => self.counter(&says).increment(0),
                 Kind::Gauge => self.gauge(&says).increment(0.0),
@@ -157,16 +156,14 @@ impl Family {
             .collect()
     }
 
-    /// All that the labels can say together, if the first of them say `first`.
-    fn series<'a>(&self, first: &[&'a str]) -> Vec<Vec<&'a str>> {
-        let others = self.labels().skip(first.len());
-        others.fold(vec![first.to_vec()], |series, label| {
-            let longer = |says: &Vec<&'a str>| {
-                let says = says.clone();
+    /// All that the labels can say together; nothing where the program chooses what one says.
+    fn series(&self) -> Vec<Vec<&'static str>> {
+        self.labels().fold(vec![Vec::new()], |series, label| {
+            let longer = |says: Vec<&'static str>| {
                 let values = label.values.iter();
                 values.map(move |value| [says.as_slice(), &[*value]].concat())
             };
-            series.iter().flat_map(longer).collect()
+            series.into_iter().flat_map(longer).collect()
         })
     }
 }
@@ -223,13 +220,14 @@ mod tests {
 
     #[test]
     fn series_are_what_the_labels_can_say_together() {
-        let series = FAMILY.series(&["api"]);
-        let said: Vec<_> = series.iter().map(|says| says.join(" ")).collect();
-        assert_eq!(said, ["api x good", "api x bad", "api y good", "api y bad"]);
-        assert_eq!(
-            Family::counter_of("a", "").series(&[]),
-            [Vec::<&str>::new()]
-        );
+        let family = Family::counter_of("a_total", "")
+            .by("store", &["x", "y"])
+            .by("outcome", &["good", "bad"]);
+        let said: Vec<_> = family.series().iter().map(|says| says.join(" ")).collect();
+        assert_eq!(said, ["x good", "x bad", "y good", "y bad"]);
+        let one = Family::counter_of("a_total", "").series();
+        assert_eq!(one, [Vec::<&str>::new()]);
+        assert!(FAMILY.series().is_empty());
     }
 
     #[test]

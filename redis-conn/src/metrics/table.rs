@@ -142,7 +142,7 @@ const FAMILIES: &[Family] = &[
 pub(super) fn begin() {
     for family in FAMILIES {
         family.describe();
-        family.begin(&[]);
+        family.begin();
     }
 }
 

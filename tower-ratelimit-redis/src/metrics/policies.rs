@@ -55,14 +55,8 @@ pub(super) struct Facts {
 
 impl Counters {
     fn new(policy: &str) -> Self {
-        let each = |family: Family| {
-            family.begin(&[policy]);
-            family.each(&[policy], Family::counter)
-        };
-        let one = |family: Family| {
-            family.begin(&[policy]);
-            family.counter(&[policy])
-        };
+        let each = |family: Family| family.each(&[policy], Family::counter);
+        let one = |family: Family| family.counter(&[policy]);
         Self {
             policy: policy.into(),
             decisions: each(DECISIONS),
@@ -111,7 +105,6 @@ impl Counters {
 }
 
 fn requests(policy: &str, route: &str) -> ByLabel<Counter> {
-    REQUESTS.begin(&[policy, route]);
     REQUESTS.each(&[policy, route], Family::counter)
 }
 

@@ -11,7 +11,7 @@ pub(super) const DECISIONS: Family = Family::counter_of(
 
 pub(super) const FALLBACK_DECISIONS: Family = Family::counter_of(
     "towerkeep_ratelimit_fallback_decisions_total",
-    "Those of them that the failure policy decided, because the store did not",
+    "Decisions that the failure policy made, because the store did not",
 )
 .by_name("policy")
 .by("outcome", &["allowed", "denied"]);
