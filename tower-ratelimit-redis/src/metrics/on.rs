@@ -76,8 +76,8 @@ impl From<&Decision> for Facts {
             allowed: decision.is_allowed(),
             near_limit: decision.limits().iter().any(is_near),
             fallback: matches!(decision.source(), Source::Local | Source::Open),
-            cached: false,
-            blocked: false,
+            cached: decision.source() == Source::Cached,
+            blocked: decision.is_blocked(),
         }
     }
 }
@@ -90,6 +90,7 @@ fn is_near(state: &LimitState) -> bool {
 fn source(decision: &Decision) -> &'static str {
     match decision.source() {
         Source::Store => "store",
+        Source::Cached => "cached",
         Source::Local => "local",
         Source::Open => "open",
     }
@@ -105,6 +106,7 @@ mod tests {
     fn near_is_a_fifth_or_less() {
         let near = |remaining, limit| {
             is_near(&LimitState {
+                unit: crate::Unit::Requests,
                 name: "api-1s".into(),
                 limit,
                 remaining,
