@@ -2,7 +2,7 @@
 #![allow(missing_docs)]
 
 #[cfg(feature = "redis")]
-pub use crate::redis::{Call, Class, Dedicated, Redis, Reply, Script, ScriptCall};
+pub use crate::redis::{Call, Class, Dedicated, Redis, Reply, Script, ScriptCall, slot};
 #[cfg(feature = "sqlite")]
 pub use crate::sqlite::{Expiry, Schema, Sqlite, Tx, sql_error};
 #[cfg(feature = "sqlite")]

@@ -9,8 +9,12 @@ use redis_conn::{Backend, Error, ErrorKind, Part};
 
 use crate::{
     Limiter, OnFailure,
+    away::Away,
+    denied::Denied,
     fallback::Fallback,
     limiter::Inner,
+    metrics::Meters,
+    spend::{Behind, Leases},
     store::{AnyStore, MemoryStore},
 };
 
@@ -18,6 +22,9 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_millis(100);
 /// Whoever waits longer has no use for a decision; and a point in time so far away can always be told.
 const MAX_TIMEOUT: Duration = Duration::from_secs(3_600);
 const DEFAULT_CAPACITY: usize = 1_000_000;
+/// How long nobody finds out whether the store is back, at the most.
+const PROBE_AT_LEAST: Duration = Duration::from_secs(1);
+const DEFAULT_DENIED: usize = 10_000;
 
 /// Options of a [`Limiter`]. Made by [`Limiter::builder`].
 #[derive(Clone, Debug)]
@@ -28,6 +35,7 @@ pub struct LimiterBuilder {
     on_failure: OnFailure,
     capacity: usize,
     coalesce: bool,
+    denied: usize,
 }
 
 impl LimiterBuilder {
@@ -38,6 +46,7 @@ impl LimiterBuilder {
             on_failure: OnFailure::default(),
             capacity: DEFAULT_CAPACITY,
             coalesce: true,
+            denied: DEFAULT_DENIED,
         }
     }
 
@@ -62,6 +71,13 @@ impl LimiterBuilder {
     /// first limiter of a namespace; 1,000,000 if not set. Beyond it newcomers share their counts.
     pub fn local_capacity(mut self, subjects: usize) -> Self {
         self.capacity = subjects;
+        self
+    }
+
+    /// How many refusals are remembered in this process, so that nobody asks the store again before the wait is over that it told;
+    /// 10,000 if not set, none for 0.
+    pub fn denied_capacity(mut self, refusals: usize) -> Self {
+        self.denied = refusals;
         self
     }
 
@@ -95,22 +111,34 @@ impl LimiterBuilder {
     }
 
     fn assemble(self, store: AnyStore) -> Limiter {
-        let on_failure = if matches!(store, AnyStore::Memory(_)) {
+        let on_failure = if store.is_in_process() {
             // It never fails, so nothing need be counted twice for it.
             OnFailure::Closed
         } else {
             self.on_failure
         };
         let fallback = Fallback::new(on_failure, self.backend.clock(), self.capacity);
-        let fallback = Arc::new(fallback);
-        let part: Arc<dyn Part> = Arc::clone(&fallback) as _;
-        self.backend.register(&part);
-        Limiter(Arc::new(Inner {
+        let denied = if store.is_in_process() {
+            0
+        } else {
+            self.denied
+        };
+        let inner = Arc::new_cyclic(|me| Inner {
+            me: me.clone(),
             store,
             fallback,
+            away: Away::new(&self.backend, self.timeout.min(PROBE_AT_LEAST)),
+            denied: Denied::new(&self.backend, denied),
+            leases: Leases::new(self.capacity),
+            behind: Behind::new(self.capacity),
+            clock: Arc::clone(self.backend.clock()),
             timeout: self.timeout,
             keeper: OnceLock::new(),
-        }))
+            meters: Meters::new(self.backend.kind()),
+        });
+        let part: Arc<dyn Part> = Arc::clone(&inner) as _;
+        self.backend.register(&part);
+        Limiter(inner)
     }
 
     fn store(&self) -> Result<AnyStore, Error> {

@@ -16,7 +16,7 @@ use redis_conn::{Error, ErrorKind};
 
 use crate::{
     Policy, Revise,
-    counter::{Charge, Counter, Now},
+    counter::{Charge, Charged, Counter, Now},
     policy::Limit,
 };
 
@@ -174,10 +174,10 @@ impl Counters {
         }
     }
 
-    /// Takes units back that were charged at the moment `at`.
-    pub(crate) fn refund(&mut self, units: u32, at: Now, now: Now) {
+    /// Takes units back that were charged then.
+    pub(crate) fn refund(&mut self, units: u32, charged: Charged, now: Now) {
         for counter in &mut self.list {
-            counter.refund(units, at, now);
+            counter.refund(units, charged, now);
         }
     }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     Policy,
-    counter::{Counter, Kind, Now},
+    counter::{Charged, Counter, Kind, Now},
     counters::Counters,
     policy::Limit,
 };
@@ -22,7 +22,7 @@ pub struct Decision {
     limits: Limits,
     source: Source,
     /// When, by the clock that decided; none if nothing was charged that could be given back.
-    at: Option<Now>,
+    charged: Option<Charged>,
 }
 
 /// Most policies have one limit, and need no allocation.
@@ -40,6 +40,11 @@ pub enum Source {
     Store,
     /// What this process knows from the store's last answer: the refusal that was told then lasts still.
     Cached,
+    /// Units that this process had reserved in the store: [`Spending::Lease`](crate::Spending::Lease).
+    Leased,
+    /// What this process knew of the counts of the store, which hears of the call later:
+    /// [`Spending::WriteBehind`](crate::Spending::WriteBehind).
+    Behind,
     /// The in-process fallback, because the backend did not answer: [`OnFailure::Local`](crate::OnFailure::Local).
     Local,
     /// Nobody: the backend did not answer and the limiter is set to [`OnFailure::Open`](crate::OnFailure::Open).
@@ -160,7 +165,7 @@ impl Decision {
             },
             limits,
             source: Source::Store,
-            at: (granted > 0).then_some(now),
+            charged: (granted > 0).then(|| Charged::at(now)),
         }
     }
 
@@ -173,7 +178,7 @@ impl Decision {
             retry_after: None,
             limits: Limits::Many(Arc::default()),
             source: Source::Open,
-            at: None,
+            charged: None,
         }
     }
 
@@ -204,13 +209,32 @@ impl Decision {
         again
     }
 
-    pub(crate) fn charged(&self) -> u32 {
+    pub(crate) fn units(&self) -> u32 {
         self.granted
     }
 
     /// When what was granted was charged, by the clock of the store.
-    pub(crate) fn at(&self) -> Option<Now> {
-        self.at
+    pub(crate) fn charged(&self) -> Option<Charged> {
+        self.charged
+    }
+
+    /// What was granted was charged to the bucket ahead.
+    pub(crate) fn into_ahead(mut self) -> Self {
+        if let Some(charged) = &mut self.charged {
+            charged.ahead = true;
+        }
+        self
+    }
+
+    /// A call of this cost is admitted by what this process has of what was granted then.
+    pub(crate) fn admit_here(&self, cost: u32, source: Source) -> Self {
+        Self {
+            allowed: true,
+            granted: cost,
+            retry_after: None,
+            source,
+            ..self.clone()
+        }
     }
 
     /// A refusal as the layer meets it.

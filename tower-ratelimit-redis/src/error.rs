@@ -46,6 +46,13 @@ pub enum PolicyError {
         /// The burst that was given.
         burst: u64,
     },
+    /// A way of [`Spending`](crate::Spending) that these limits cannot have.
+    InvalidSpending {
+        /// What was given.
+        spending: crate::Spending,
+        /// What is possible.
+        expected: &'static str,
+    },
     /// Two limits over windows of one length, so that they would also have one name.
     DuplicateWindow {
         /// The window of both.
@@ -81,6 +88,9 @@ impl fmt::Display for PolicyError {
                 f,
                 "burst {burst}: expected a bucket that refills within 366 days"
             ),
+            Self::InvalidSpending { spending, expected } => {
+                write!(f, "spending {spending:?}: expected {expected}")
+            }
             Self::DuplicateWindow { window } => {
                 write!(
                     f,

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use redis_conn::{Check, Clock, Error, ErrorKind, Part, Status, Subject};
+use redis_conn::{Check, Clock, Error, ErrorKind, Status, Subject};
 
 use crate::{
     Decision, Policy,
@@ -109,9 +109,8 @@ impl Fallback {
         }
     }
 
-    /// The store has decided, and charged so much.
-    pub(crate) fn store_charged(&self, policy: &Policy, subject: &Subject, charge: Charge) {
-        self.store_answered();
+    /// So much was charged, whoever decided.
+    pub(crate) fn charge(&self, policy: &Policy, subject: &Subject, charge: Charge) {
         if let Mode::Local { store, share } = &self.mode {
             store.charge(&share.of(policy), subject, charge);
         }
@@ -217,14 +216,9 @@ impl Fallback {
             Mode::Closed => "refusing everything since the store does not answer",
         }
     }
-}
 
-impl Part for Fallback {
-    fn name(&self) -> &str {
-        "rate-limit"
-    }
-
-    fn check(&self) -> Check {
+    /// How the limiter is.
+    pub(crate) fn check(&self) -> Check {
         if self.degraded.load(Ordering::Relaxed) {
             Check::new("rate-limit", Status::Degraded, self.consequence())
         } else {

@@ -142,6 +142,7 @@
 //!   them it behaves the same.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod away;
 #[cfg(feature = "axum")]
 mod axum;
 mod body;
@@ -149,6 +150,7 @@ mod builder;
 mod counter;
 mod counters;
 mod decision;
+mod denied;
 mod error;
 mod fallback;
 mod future;
@@ -165,6 +167,7 @@ mod random;
 mod refusal;
 mod reject;
 mod service;
+mod spend;
 mod store;
 mod trace;
 
@@ -181,7 +184,7 @@ pub use crate::{
     layer::{MissingKey, RateLimitLayer},
     limiter::Limiter,
     permit::{Acquired, Permit},
-    policy::{Algorithm, Policy, PolicyBuilder, Revise, WindowStart},
+    policy::{Algorithm, Policy, PolicyBuilder, Revise, Spending, WindowStart},
     refusal::{Reason, Refusal},
     reject::{DefaultReject, Reject},
     service::RateLimit,

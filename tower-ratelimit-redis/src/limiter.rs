@@ -1,20 +1,25 @@
 //! The handle.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
-use redis_conn::{Audit, Backend, Subject};
+use redis_conn::{Audit, Backend, Check, Clock, Drain, Error, Part, Phase, Subject};
 use tokio::time::Instant;
 
 use crate::{
-    Decision, LimiterBuilder, Policy, RateLimitError,
-    counter::Charge,
+    Decision, LimiterBuilder, Policy, RateLimitError, Source, Spending,
+    away::Away,
+    counter::{Charge, Charged},
     counters::Ask,
+    denied::Denied,
     fallback::Fallback,
+    metrics::{self, Began, Meters},
     permit::{Acquired, Keeper, Permit},
+    spend::{Behind, Leases},
     store::{AnyStore, Asked, Store, digest},
+    trace,
 };
 
 /// Decides about calls, for all processes that share a [`Backend`]. Cheap to clone; clones share everything.
@@ -40,12 +45,19 @@ pub struct Limiter(pub(crate) Arc<Inner>);
 
 #[derive(Debug)]
 pub(crate) struct Inner {
+    pub(crate) me: Weak<Self>,
     pub(crate) store: AnyStore,
-    /// Behind an `Arc` of its own: the backend asks it for its health.
-    pub(crate) fallback: Arc<Fallback>,
+    pub(crate) fallback: Fallback,
+    pub(crate) away: Away,
+    /// None where the store is in this process.
+    pub(crate) denied: Option<Arc<Denied>>,
+    pub(crate) leases: Leases,
+    pub(crate) behind: Behind,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) timeout: Duration,
     /// From the first permit on.
     pub(crate) keeper: OnceLock<Arc<Keeper>>,
+    pub(crate) meters: Meters,
 }
 
 impl Limiter {
@@ -131,30 +143,78 @@ impl Limiter {
         Arc::clone(self.0.keeper.get_or_init(start))
     }
 
+    /// Decides by what is known here, by the store, or by the failure policy.
     pub(crate) async fn decide(
         &self,
         policy: &Policy,
         subject: &Subject,
         asked: Asked,
     ) -> Result<Decision, RateLimitError> {
-        let Inner {
-            store,
-            fallback,
-            timeout,
-            ..
-        } = &*self.0;
-        match store.decide(policy, subject, asked, *timeout).await {
-            Ok(decision) => {
-                let units = decision.charged();
-                let charge = Charge {
-                    units,
-                    ..asked.charge
-                };
-                fallback.store_charged(policy, subject, charge);
-                Ok(decision)
+        let began = Began::now();
+        let inner = &*self.0;
+        let cost = asked.charge.units;
+        let decision = match self.decide_early(policy, subject, asked).await {
+            Ok(decision) => decision,
+            Err(error) => {
+                metrics::failed(policy, &error);
+                inner.fallback.decide(policy, subject, asked, error)?
             }
-            Err(error) => Ok(fallback.decide(policy, subject, asked, error)?),
+        };
+        inner.meters.decided(policy, &decision, began);
+        if !decision.is_allowed() {
+            trace::denied(policy, subject, cost, &decision);
         }
+        Ok(decision)
+    }
+
+    /// By what is known here, or by the store.
+    async fn decide_early(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        asked: Asked,
+    ) -> Result<Decision, Error> {
+        let inner = &self.0;
+        // Only a whole call is refused for a time, and nobody can tell when somebody releases a permit.
+        let whole = asked.ask == Ask::All && !policy.has_leases();
+        let Some(denied) = inner.denied.as_ref().filter(|_| whole) else {
+            return self.spend_first(policy, subject, asked).await;
+        };
+        let (now, cost) = (denied.now(), asked.charge.units);
+        if let Some(refusal) = denied.find(policy, subject, cost, now) {
+            return Ok(refusal);
+        }
+        let decision = self.spend_first(policy, subject, asked).await?;
+        denied.remember(policy, subject, cost, now, &decision);
+        Ok(decision)
+    }
+
+    /// Who counts first, decides.
+    async fn spend_first(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        asked: Asked,
+    ) -> Result<Decision, Error> {
+        let inner = &self.0;
+        let cost = asked.charge.units;
+        match policy.spending() {
+            // There is nothing that this process could know better.
+            _ if cost == 0 || inner.store.is_in_process() => {}
+            Spending::Lease(chunk) if asked.ask == Ask::All => {
+                let chunk = u32::try_from(chunk).unwrap_or(u32::MAX);
+                let leases = &inner.leases;
+                let decide = leases.decide(inner, policy, subject, cost, chunk);
+                return Box::pin(decide).await;
+            }
+            Spending::WriteBehind(interval) => {
+                let behind = &inner.behind;
+                let decide = behind.decide(inner, policy, subject, asked, interval);
+                return Box::pin(decide).await;
+            }
+            Spending::Exact | Spending::Lease(_) => {}
+        }
+        inner.ask(policy, subject, asked).await
     }
 
     /// Tells whether a call of cost 1 would be admitted now, and how much is left. It charges nothing.
@@ -173,18 +233,13 @@ impl Limiter {
     ) -> impl Future<Output = Result<Decision, RateLimitError>> + Send {
         let subject = subject.into();
         async move {
-            let Inner {
-                store,
-                fallback,
-                timeout,
-                ..
-            } = &*self.0;
-            match store.look(policy, &subject, 1, *timeout).await {
-                Ok(decision) => {
-                    fallback.store_answered();
-                    Ok(decision)
+            let inner = &*self.0;
+            match inner.look(policy, &subject, 1).await {
+                Ok(decision) => Ok(decision),
+                Err(error) => {
+                    metrics::failed(policy, &error);
+                    Ok(inner.fallback.look(policy, &subject, 1, error)?)
                 }
-                Err(error) => Ok(fallback.look(policy, &subject, 1, error)?),
             }
         }
     }
@@ -243,22 +298,22 @@ impl Limiter {
         units: u64,
     ) -> impl Future<Output = Result<(), RateLimitError>> + Send {
         let subject = subject.into();
-        let (granted, at, source) = (decision.granted(), decision.at(), decision.source());
+        let (granted, charged, source) =
+            (decision.granted(), decision.charged(), decision.source());
         async move {
             let units = u32::try_from(units.min(granted)).unwrap_or(u32::MAX);
-            let Some(at) = at.filter(|_| units > 0) else {
+            let Some(charged) = charged.filter(|_| units > 0) else {
                 return Ok(());
             };
-            let Inner {
-                store,
-                fallback,
-                timeout,
-                ..
-            } = &*self.0;
-            if source == crate::Source::Store {
-                store.refund(policy, &subject, units, at, *timeout).await?;
+            let inner = &*self.0;
+            match source {
+                // Nobody but this process knows of it.
+                Source::Local => inner.fallback.refund(policy, &subject, units),
+                _ => inner.give_back(policy, &subject, units, charged).await?,
             }
-            fallback.refund(policy, &subject, units);
+            if let Some(denied) = &inner.denied {
+                denied.forget(policy, &subject);
+            }
             Ok(())
         }
     }
@@ -305,16 +360,12 @@ impl Limiter {
             }
             let more = u32::try_from(actual - granted).unwrap_or(u32::MAX);
             let asked = Asked::new(Ask::Anyway, Charge::of(more));
-            let Inner {
-                store,
-                fallback,
-                timeout,
-                ..
-            } = &*self.0;
-            if decision.source() == crate::Source::Store {
-                store.decide(policy, &subject, asked, *timeout).await?;
+            let inner = &*self.0;
+            match decision.source() {
+                Source::Local => inner.fallback.charge(policy, &subject, asked.charge),
+                Source::Open | Source::Cached => {}
+                _ => drop(inner.ask(policy, &subject, asked).await?),
             }
-            fallback.store_charged(policy, &subject, asked.charge);
             Ok(())
         }
     }
@@ -363,16 +414,8 @@ impl Limiter {
         let subject = subject.into();
         async move {
             let time = time.min(MAX_BLOCK);
-            let Inner {
-                store,
-                fallback,
-                timeout,
-                ..
-            } = &*self.0;
-            let outcome = store.block(policy, &subject, time, *timeout).await;
-            if outcome.is_ok() {
-                fallback.block(policy, &subject, time);
-            }
+            let inner = &*self.0;
+            let outcome = inner.block(policy, &subject, time).await;
             let object = format_args!("{} {}", policy.name(), digest(&subject));
             audit.record("rate limit block", object, &outcome);
             Ok(outcome?)
@@ -382,7 +425,7 @@ impl Limiter {
     /// Forgets all that `subject` was charged under `policy`. It overrules the policy, therefore it is audited.
     ///
     /// The fallback of this process forgets them too, once the store has; that of other processes keeps its own counts, which
-    /// expire.
+    /// expire. Refusals that other processes remember are forgotten when they hear of it, at once.
     ///
     /// # Errors
     ///
@@ -399,21 +442,123 @@ impl Limiter {
     ) -> impl Future<Output = Result<(), RateLimitError>> + Send {
         let subject = subject.into();
         async move {
-            let Inner {
-                store,
-                fallback,
-                timeout,
-                ..
-            } = &*self.0;
-            let outcome = store.reset(policy, &subject, *timeout).await;
-            // After a failed reset the counts of the store are what they were, so those of the fallback are too.
-            if outcome.is_ok() {
-                fallback.reset(policy, &subject);
-            }
+            let inner = &*self.0;
+            let outcome = inner.reset(policy, &subject).await;
             let object = format_args!("{} {}", policy.name(), digest(&subject));
             audit.record("rate limit reset", object, &outcome);
             Ok(outcome?)
         }
+    }
+}
+
+/// What is asked of the store, and what the fallback hears of it.
+impl Inner {
+    /// The time in this process.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.boot_micros()
+    }
+
+    pub(crate) async fn ask(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        asked: Asked,
+    ) -> Result<Decision, Error> {
+        self.away.may_ask(subject)?;
+        let decided = self.store.decide(policy, subject, asked, self.timeout);
+        let decision = self.heard(subject, decided.await)?;
+        let charge = Charge {
+            units: decision.units(),
+            ..asked.charge
+        };
+        self.fallback.charge(policy, subject, charge);
+        Ok(decision)
+    }
+
+    pub(crate) async fn look(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        cost: u32,
+    ) -> Result<Decision, Error> {
+        self.away.may_ask(subject)?;
+        let seen = self.store.look(policy, subject, cost, self.timeout);
+        self.heard(subject, seen.await)
+    }
+
+    /// Whether the store answers, is known from each answer.
+    fn heard<T>(&self, subject: &Subject, answer: Result<T, Error>) -> Result<T, Error> {
+        match &answer {
+            Ok(_) => {
+                self.away.answered(subject);
+                self.fallback.store_answered();
+            }
+            Err(error) => self.away.failed(subject, error),
+        }
+        answer
+    }
+
+    pub(crate) async fn give_back(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        units: u32,
+        charged: Charged,
+    ) -> Result<(), Error> {
+        let refund = self
+            .store
+            .refund(policy, subject, units, charged, self.timeout);
+        self.heard(subject, refund.await)?;
+        self.fallback.refund(policy, subject, units);
+        Ok(())
+    }
+
+    async fn block(&self, policy: &Policy, subject: &Subject, time: Duration) -> Result<(), Error> {
+        let blocked = self.store.block(policy, subject, time, self.timeout);
+        self.heard(subject, blocked.await)?;
+        self.fallback.block(policy, subject, time);
+        self.forget_refusals(policy, subject).await
+    }
+
+    async fn reset(&self, policy: &Policy, subject: &Subject) -> Result<(), Error> {
+        // After a failed reset the counts of the store are what they were, so those of the fallback are too.
+        let reset = self.store.reset(policy, subject, self.timeout);
+        self.heard(subject, reset.await)?;
+        self.fallback.reset(policy, subject);
+        self.forget_refusals(policy, subject).await
+    }
+
+    async fn forget_refusals(&self, policy: &Policy, subject: &Subject) -> Result<(), Error> {
+        match &self.denied {
+            Some(denied) => denied.forget_everywhere(policy, subject).await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Part for Inner {
+    fn name(&self) -> &str {
+        "rate-limit"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::WriteBehind
+    }
+
+    fn check(&self) -> Check {
+        self.fallback.check()
+    }
+
+    /// Writes what was admitted and not told yet, and gives back what was reserved.
+    fn drain(&self, _: Duration) -> Drain {
+        let limiter = self.me.upgrade();
+        Box::pin(async move {
+            if let Some(limiter) = limiter {
+                limiter.behind.drain(&limiter).await?;
+                limiter.leases.drain(&limiter).await?;
+            }
+            Ok(())
+        })
     }
 }
 

@@ -19,6 +19,8 @@ const MIN_WINDOW: Duration = Duration::from_millis(1);
 /// multiplication by 32.
 pub(crate) const MAX_SPAN: u64 = 366 * 24 * 3_600 * 1_000_000;
 const MAX_WINDOW: Duration = Duration::from_micros(MAX_SPAN);
+/// The longest interval of writing behind.
+const MAX_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// How a limit counts. What each admits at most, sustains and stores is told in the table of the [crate docs](crate#algorithms).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -64,6 +66,23 @@ pub enum Revise {
     Proportional,
 }
 
+/// Who counts first: the store, or this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Spending {
+    /// The store decides each call.
+    #[default]
+    Exact,
+    /// This process reserves so many units at once and spends them by itself, so few calls wait for the store. They are charged to the
+    /// part of the window that begins next and may be spent until that ends; then what is left is given back. So every window holds,
+    /// over all processes; but units that one process has reserved are refused to others meanwhile. For strict windows.
+    Lease(u64),
+    /// This process admits by what it knows of the counts, and tells the store what it admitted each so often. Calls do not wait, and
+    /// **more than the limit is admitted**: up to what all processes admit in one interval. Where counts must be roughly right and
+    /// nothing else.
+    WriteBehind(Duration),
+}
+
 /// A named set of limits that are decided together: a call is admitted when every limit has room for it, and is charged to
 /// all of them or to none.
 ///
@@ -92,6 +111,7 @@ struct Inner {
     limits: Box<[Limit]>,
     revision: u32,
     on_revision: Revise,
+    spending: Spending,
     /// What the scripts are told: made once.
     #[cfg(feature = "redis")]
     packed: Box<[u8]>,
@@ -100,7 +120,7 @@ struct Inner {
 }
 
 /// So many units in so many microseconds, by some algorithm.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Limit {
     pub(crate) name: Arc<str>,
     pub(crate) kind: Kind,
@@ -132,15 +152,22 @@ impl Policy {
             limits: Vec::new(),
             revision: 0,
             on_revision: Revise::Keep,
+            spending: Spending::Exact,
         }
     }
 
-    fn assemble(name: Arc<str>, limits: Box<[Limit]>, revision: u32, on_revision: Revise) -> Self {
+    fn assemble(
+        name: Arc<str>,
+        limits: Box<[Limit]>,
+        (revision, on_revision): (u32, Revise),
+        spending: Spending,
+    ) -> Self {
         let mut inner = Inner {
             name,
             limits,
             revision,
             on_revision,
+            spending,
             #[cfg(feature = "redis")]
             packed: Box::default(),
             scaled: OnceLock::new(),
@@ -177,6 +204,10 @@ impl Policy {
 
     pub(crate) fn on_revision(&self) -> Revise {
         self.0.on_revision
+    }
+
+    pub(crate) fn spending(&self) -> Spending {
+        self.0.spending
     }
 
     #[cfg(feature = "redis")]
@@ -231,7 +262,8 @@ impl Policy {
             };
             let limits = self.limits().iter().map(scaled).collect();
             let name = Arc::clone(&self.0.name);
-            Self::assemble(name, limits, self.0.revision, self.0.on_revision)
+            let revision = (self.0.revision, self.0.on_revision);
+            Self::assemble(name, limits, revision, self.0.spending)
         };
         let (share, policy) = self.0.scaled.get_or_init(|| (millionths, scale()));
         // Limiters with different shares of one policy are rare; the first one has it ready.
@@ -268,6 +300,28 @@ fn pack(inner: &Inner) -> Vec<u8> {
     out
 }
 
+impl PartialEq for Policy {
+    fn eq(&self, other: &Self) -> bool {
+        let Inner {
+            name,
+            limits,
+            revision,
+            on_revision,
+            ..
+        } = &*self.0;
+        Arc::ptr_eq(&self.0, &other.0)
+            || (name, limits, revision, on_revision)
+                == (
+                    &other.0.name,
+                    &other.0.limits,
+                    &other.0.revision,
+                    &other.0.on_revision,
+                )
+    }
+}
+
+impl Eq for Policy {}
+
 impl fmt::Debug for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Policy")
@@ -293,6 +347,7 @@ pub struct PolicyBuilder {
     limits: Vec<Wanted>,
     revision: u32,
     on_revision: Revise,
+    spending: Spending,
 }
 
 /// A limit as it was said.
@@ -334,6 +389,12 @@ impl PolicyBuilder {
         self
     }
 
+    /// Says who counts first; [`Spending::Exact`] if not set. In process, where the store is, it makes no difference.
+    pub fn spending(mut self, spending: Spending) -> Self {
+        self.spending = spending;
+        self
+    }
+
     /// Checks all that was said.
     ///
     /// # Errors
@@ -359,11 +420,12 @@ impl PolicyBuilder {
             }
             limits.push(limit);
         }
+        check_spending(self.spending, &limits)?;
         Ok(Policy::assemble(
             self.name.into(),
             limits.into(),
-            self.revision,
-            self.on_revision,
+            (self.revision, self.on_revision),
+            self.spending,
         ))
     }
 }
@@ -417,6 +479,25 @@ fn check_name(name: &str) -> Result<(), PolicyError> {
         return Err(PolicyError::InvalidName { name: name.into() });
     }
     Ok(())
+}
+
+fn check_spending(spending: Spending, limits: &[Limit]) -> Result<(), PolicyError> {
+    let least = limits.iter().map(|limit| limit.max).min();
+    let all = |kind| limits.iter().all(|limit| limit.kind == kind);
+    let held = limits.iter().any(|limit| limit.kind == Kind::Leases);
+    let wrong = |expected| Err(PolicyError::InvalidSpending { spending, expected });
+    match spending {
+        Spending::Exact => Ok(()),
+        Spending::Lease(_) if !all(Kind::Strict) => wrong("strict windows only"),
+        Spending::Lease(chunk) if chunk == 0 || chunk > least.unwrap_or_default().into() => {
+            wrong("at least 1 and at most the smallest limit")
+        }
+        Spending::WriteBehind(_) if held => wrong("no concurrency limit"),
+        Spending::WriteBehind(interval) if !(MIN_WINDOW..=MAX_INTERVAL).contains(&interval) => {
+            wrong("1 ms to 1 h")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_max(max: u64) -> Result<u32, PolicyError> {

@@ -60,6 +60,12 @@ use crate::{Config, Error, ErrorKind, State, bus::Hub, config, deadline, engine:
 /// How long tasks that were told to end may take.
 const LAST_TURN: Duration = Duration::from_secs(1);
 
+/// The slot of a key, or of what has this hash tag, in a cluster.
+#[must_use]
+pub fn slot(key: &[u8]) -> u16 {
+    cluster::slot::of(key)
+}
+
 /// The connections to one server, or to the servers of one cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct Redis {

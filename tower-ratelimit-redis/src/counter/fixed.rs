@@ -58,7 +58,7 @@ impl Fixed {
         self.count = self.count.saturating_add(charge.units);
     }
 
-    pub(crate) fn refund(&mut self, units: u32, at: u64, _: u64) {
+    pub(crate) fn refund(&mut self, units: u32, at: u64) {
         if at >= self.start {
             self.count = self.count.saturating_sub(units);
         }

@@ -55,7 +55,7 @@ impl Gcra {
         self.full = self.full.max(now).saturating_add(more);
     }
 
-    pub(crate) fn refund(&mut self, units: u32, _: u64, now: u64) {
+    pub(crate) fn refund(&mut self, units: u32, now: u64) {
         let less = self.interval.saturating_mul(units.into());
         self.full = self.full.saturating_sub(less).max(now);
     }

@@ -62,9 +62,6 @@ impl Leases {
         }
     }
 
-    /// What is held is released, not refunded.
-    pub(crate) fn refund(&mut self, _: u32, _: u64, _: u64) {}
-
     /// Nobody can tell when somebody releases.
     pub(crate) fn until(&self, most: u32, now: u64) -> Option<u64> {
         (self.used(now) <= most).then_some(0)

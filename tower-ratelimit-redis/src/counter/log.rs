@@ -71,7 +71,7 @@ impl Log {
         }
     }
 
-    pub(crate) fn refund(&mut self, units: u32, at: u64, _: u64) {
+    pub(crate) fn refund(&mut self, units: u32, at: u64) {
         if let Ok(found) = self.entries.binary_search_by_key(&at, |entry| entry.at) {
             let entry = &mut self.entries[found];
             entry.units = entry.units.saturating_sub(units);

@@ -111,6 +111,19 @@ pub(crate) struct Charge {
     pub(crate) ahead: bool,
 }
 
+/// When units were charged, and whether that was to the bucket ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Charged {
+    pub(crate) at: Now,
+    pub(crate) ahead: bool,
+}
+
+impl Charged {
+    pub(crate) fn at(at: Now) -> Self {
+        Self { at, ahead: false }
+    }
+}
+
 impl Charge {
     pub(crate) fn of(units: u32) -> Self {
         Self {
@@ -185,10 +198,18 @@ impl Counter {
         each_state!(&mut self.state, counter => counter.charge(charge, now));
     }
 
-    /// Takes units back that were charged at the moment `at`, as far as they still count.
-    pub(crate) fn refund(&mut self, units: u32, at: Now, now: Now) {
-        let (at, now) = (at.of(self.kind), now.of(self.kind));
-        each_state!(&mut self.state, counter => counter.refund(units, at, now));
+    /// Takes units back that were charged then, as far as they still count.
+    pub(crate) fn refund(&mut self, units: u32, charged: Charged, now: Now) {
+        let (at, now) = (charged.at.of(self.kind), now.of(self.kind));
+        match &mut self.state {
+            State::Strict(ring) => ring.refund(units, at, charged.ahead),
+            State::Sliding(sliding) => sliding.refund(units, at),
+            State::Gcra(gcra) => gcra.refund(units, now),
+            State::Log(log) => log.refund(units, at),
+            State::Fixed(fixed) => fixed.refund(units, at),
+            // What is held is released, not refunded.
+            State::Leases(_) => {}
+        }
     }
 
     /// How long until at most `most` units count; `None` if nobody can tell.

@@ -55,7 +55,7 @@ impl Sliding {
         self.current = self.current.saturating_add(charge.units);
     }
 
-    pub(crate) fn refund(&mut self, units: u32, at: u64, _: u64) {
+    pub(crate) fn refund(&mut self, units: u32, at: u64) {
         match self.index.checked_sub(at / self.span) {
             Some(0) => self.current = self.current.saturating_sub(units),
             Some(1) => self.previous = self.previous.saturating_sub(units),

@@ -111,10 +111,10 @@ impl Ring {
         *slot = slot.wrapping_add(units);
     }
 
-    /// Takes units out of the bucket of `at`, or of the one after it: as many as it has. What was charged at other times counts on
+    /// Takes units out of the bucket of `at`, or of the one ahead of that: as many as it has. What was charged at other times counts on
     /// for as long as it must.
-    pub(crate) fn refund(&mut self, units: u32, at: u64, _: u64) {
-        let bucket = index(at, self.window);
+    pub(crate) fn refund(&mut self, units: u32, at: u64, ahead: bool) {
+        let bucket = index(at, self.window) + u64::from(ahead);
         let Some(slot) = (bucket + NOW as u64).checked_sub(self.head) else {
             return;
         };
@@ -314,13 +314,13 @@ mod tests {
         let later = t0 + 10_000;
         ring.advance(later);
         charge(&mut ring, 4);
-        ring.refund(5, t0, later);
+        ring.refund(5, t0, false);
         assert_eq!(ring.used(later), 4, "no more than it had");
-        ring.refund(1, t0 + 5_000, later);
-        ring.refund(1, t0 - window, later);
-        ring.refund(1, later + window, later);
+        ring.refund(1, t0 + 5_000, false);
+        ring.refund(1, t0 - window, false);
+        ring.refund(1, later + window, false);
         assert_eq!(ring.used(later), 4, "nothing was charged then");
-        ring.refund(1, later, later);
+        ring.refund(1, later, false);
         assert_eq!(
             (ring.used(later), ring.until(2, later)),
             (3, ring.until(0, later))

@@ -91,6 +91,8 @@ fn source(decision: &Decision) -> &'static str {
     match decision.source() {
         Source::Store => "store",
         Source::Cached => "cached",
+        Source::Leased => "leased",
+        Source::Behind => "behind",
         Source::Local => "local",
         Source::Open => "open",
     }

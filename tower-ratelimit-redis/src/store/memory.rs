@@ -13,7 +13,7 @@ use redis_conn::{Clock, Error, Subject};
 use super::{Asked, Permits, Store};
 use crate::{
     Decision, Policy,
-    counter::{Charge, Now},
+    counter::{Charge, Charged, Now},
     counters::Counters,
 };
 
@@ -95,7 +95,7 @@ impl MemoryStore {
     /// Takes back what was charged lately, whenever that was: where another store decides, this one need not be exact.
     pub(crate) fn refund_now(&self, policy: &Policy, subject: &Subject, units: u32) {
         self.with_entry(policy, subject, |entry, now| {
-            entry.counters.refund(units, now, now);
+            entry.counters.refund(units, Charged::at(now), now);
         });
     }
 
@@ -325,11 +325,11 @@ impl Store for MemoryStore {
         policy: &Policy,
         subject: &Subject,
         units: u32,
-        at: Now,
+        charged: Charged,
         _: Duration,
     ) -> Result<(), Error> {
         self.with_entry(policy, subject, |entry, now| {
-            entry.counters.refund(units, at, now);
+            entry.counters.refund(units, charged, now);
         });
         Ok(())
     }

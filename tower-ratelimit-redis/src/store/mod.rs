@@ -7,7 +7,7 @@ use redis_conn::{Backend, Error, ErrorKind, Subject, raw::Engine};
 pub(crate) use self::memory::MemoryStore;
 use crate::{
     Decision, Policy,
-    counter::{Charge, Now},
+    counter::{Charge, Charged, Now},
     counters::{Ask, Counters},
 };
 
@@ -57,13 +57,13 @@ pub(crate) trait Store {
         deadline: Duration,
     ) -> impl Future<Output = Result<Decision, Error>> + Send;
 
-    /// Takes units back that were charged at `at`, as far as they still count.
+    /// Takes units back that were `charged`, as far as they still count.
     fn refund(
         &self,
         policy: &Policy,
         subject: &Subject,
         units: u32,
-        at: Now,
+        charged: Charged,
         deadline: Duration,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
@@ -108,6 +108,11 @@ pub(crate) enum AnyStore {
 }
 
 impl AnyStore {
+    /// Whether nobody else can count there.
+    pub(crate) fn is_in_process(&self) -> bool {
+        matches!(self, Self::Memory(_))
+    }
+
     /// The store for the engine of this backend. Never another one in its place: limits that are meant to be shared must not
     /// become limits of each process because a feature is off.
     pub(crate) fn of(
@@ -145,10 +150,11 @@ macro_rules! each_store {
     ($self:ident, $store:ident => $call:expr) => {
         match $self {
             AnyStore::Memory($store) => $call.await,
+            // Boxed, since they are large and deep, and take far longer than an allocation.
             #[cfg(feature = "sqlite")]
-            AnyStore::Sqlite($store) => $call.await,
+            AnyStore::Sqlite($store) => Box::pin($call).await,
             #[cfg(feature = "redis")]
-            AnyStore::Redis($store) => $call.await,
+            AnyStore::Redis($store) => Box::pin($call).await,
             AnyStore::None(error) => Err(error.clone()),
         }
     };
@@ -180,10 +186,10 @@ impl Store for AnyStore {
         policy: &Policy,
         subject: &Subject,
         units: u32,
-        at: Now,
+        charged: Charged,
         deadline: Duration,
     ) -> Result<(), Error> {
-        each_store!(self, store => store.refund(policy, subject, units, at, deadline))
+        each_store!(self, store => store.refund(policy, subject, units, charged, deadline))
     }
 
     async fn block(
@@ -237,6 +243,14 @@ impl Counters {
             (None, _) => false,
         }
     }
+}
+
+/// In which slot of a cluster the counts of a subject are.
+pub(crate) fn slot(subject: &Subject) -> usize {
+    #[cfg(feature = "redis")]
+    return redis_conn::raw::slot(digest(subject).as_bytes()).into();
+    #[cfg(not(feature = "redis"))]
+    return subject.as_bytes().len();
 }
 
 pub(crate) fn micros(duration: Duration) -> u64 {

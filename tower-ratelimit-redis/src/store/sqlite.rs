@@ -11,7 +11,7 @@ use tokio::{sync::OnceCell, time::Instant};
 use super::{Asked, Permits, Store};
 use crate::{
     Decision, Policy,
-    counter::Now,
+    counter::{Charged, Now},
     counters::{Counters, corrupt},
 };
 
@@ -131,11 +131,12 @@ impl Store for SqliteStore {
         policy: &Policy,
         subject: &Subject,
         units: u32,
-        at: Now,
+        charged: Charged,
         deadline: Duration,
     ) -> Result<(), Error> {
-        let refund =
-            move |counters: &mut Counters, _: &Policy, now| (counters.refund(units, at, now), true);
+        let refund = move |counters: &mut Counters, _: &Policy, now| {
+            (counters.refund(units, charged, now), true)
+        };
         self.change(policy, subject, deadline, refund).await
     }
 

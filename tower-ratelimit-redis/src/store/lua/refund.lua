@@ -1,16 +1,16 @@
 -- Takes units back from what they were charged to, as far as they still count.
 --
 -- KEYS[1]  the value of a subject
--- ARGV     the units; when they were charged, in microseconds
+-- ARGV     the units; when they were charged, in microseconds; 1 if that was to the bucket after, else 0
 -- Answer   the time in microseconds and the value as it is stored now, or 0 where the layout is unknown
-local units, charged_at = tonumber(ARGV[1]), tonumber(ARGV[2])
+local units, charged_at, ahead = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local refund = {}
 
 -- From the bucket of that time, and so from all sums up to its end and later.
 refund[1] = function(value, at, span)
   local phase = charged_at % span
   local index = (charged_at - phase) / span * 32 + floor(phase * 32 / span)
-  local slot = index - unpack('<I8', value, at) + 32
+  local slot = index - unpack('<I8', value, at) + 32 + ahead
   if slot < 0 or slot > 33 then
     return sub(value, at, at + 147)
   end

@@ -12,7 +12,7 @@ use self::batch::{Gates, Request, Waiting};
 use super::{Asked, Permits, Store};
 use crate::{
     Decision, Policy,
-    counter::{Charge, Kind, Now},
+    counter::{Charge, Charged, Kind, Now},
     counters::{Ask, Counters, corrupt},
 };
 
@@ -397,7 +397,7 @@ impl Store for RedisStore {
         policy: &Policy,
         subject: &Subject,
         units: u32,
-        at: Now,
+        charged: Charged,
         deadline: Duration,
     ) -> Result<(), Error> {
         let key = self.key(policy, subject);
@@ -405,7 +405,12 @@ impl Store for RedisStore {
             .server
             .redis
             .script(&REFUND, Class::AtMostOnce, &[&key]);
-        let reply = call.int(units.into()).int(at.at).run(deadline).await?;
+        let reply = call
+            .int(units.into())
+            .int(charged.at.at)
+            .int(charged.ahead.into())
+            .run(deadline)
+            .await?;
         let [_, value] = reply.array()?;
         match value.int() {
             Ok(_) => Err(corrupt()),

@@ -1,0 +1,339 @@
+//! Refusals that this process knows already: nobody need ask the store again before the wait that it told is over.
+//!
+//! It costs no accuracy: a refusal lasts until what is counted expires, and other calls only make that later. What makes room
+//! earlier are a reset or the end of a block, which every process is told of over the bus, and a refund, which is told to nobody: other
+//! processes refuse on until the wait is over that they were told.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use redis_conn::{Backend, Bus, Clock, Error, Event, Subject};
+
+use crate::{Decision, Policy, Source, store::micros};
+
+const SHARDS: usize = 16;
+/// Where resets are told.
+const CHANNEL: &str = "limits";
+/// For how many microseconds at most a refusal is remembered while this process hears of no resets.
+const DEAF: u64 = 1_000_000;
+/// After how many microseconds at the earliest it tries again to hear of them.
+const LISTEN_AGAIN: u64 = 1_000_000;
+
+/// A policy's name and a subject.
+type Name = u128;
+
+/// Refusals by policy and subject: a bounded number.
+pub(crate) struct Denied {
+    clock: Arc<dyn Clock>,
+    bus: Bus,
+    capacity: usize,
+    hasher: RandomState,
+    shards: Box<[Mutex<HashMap<Name, Refusal>>]>,
+    /// Whether resets are heard of.
+    listening: AtomicBool,
+    listen_at: AtomicU64,
+}
+
+struct Refusal {
+    /// Under which limits it was refused.
+    policy: Policy,
+    /// What costs less may fit.
+    cost: u32,
+    /// When it was told, and until when it lasts, in microseconds since boot.
+    told: u64,
+    until: u64,
+    decision: Decision,
+}
+
+impl Denied {
+    /// Room for about so many refusals; none is no room.
+    pub(crate) fn new(backend: &Backend, capacity: usize) -> Option<Arc<Self>> {
+        (capacity > 0).then(|| {
+            Arc::new(Self {
+                clock: Arc::clone(backend.clock()),
+                bus: backend.bus(),
+                capacity: capacity.div_ceil(SHARDS),
+                hasher: RandomState::new(),
+                shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+                listening: AtomicBool::new(false),
+                listen_at: AtomicU64::new(0),
+            })
+        })
+    }
+
+    /// The time by which refusals last. Read before the store is asked, so that none lasts too long.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.boot_micros()
+    }
+
+    /// The refusal of a call of this cost, if it is known.
+    pub(crate) fn find(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        cost: u32,
+        now: u64,
+    ) -> Option<Decision> {
+        let name = name(policy, subject);
+        let shard = self.shard(name);
+        let refusal = shard.get(&name)?;
+        let holds = refusal.cost <= cost && now < refusal.until && refusal.policy == *policy;
+        holds.then(|| {
+            let passed = Duration::from_micros(now.saturating_sub(refusal.told));
+            refusal.decision.again_after(passed)
+        })
+    }
+
+    /// Remembers a refusal of the store, which was asked at `asked`.
+    pub(crate) fn remember(
+        self: &Arc<Self>,
+        policy: &Policy,
+        subject: &Subject,
+        cost: u32,
+        asked: u64,
+        decision: &Decision,
+    ) {
+        let Some(wait) = decision.retry_after() else {
+            return;
+        };
+        if decision.is_allowed() || decision.source() != Source::Store || cost == 0 {
+            return;
+        }
+        let wait = if self.listening.load(Ordering::Acquire) {
+            micros(wait)
+        } else {
+            self.listen(asked);
+            micros(wait).min(DEAF)
+        };
+        let name = name(policy, subject);
+        let mut shard = self.shard(name);
+        if shard.len() >= self.capacity && !shard.contains_key(&name) {
+            shard.retain(|_, refusal| refusal.until > asked);
+            // Whoever is forgotten is asked for again; that costs a call and nothing else.
+            if shard.len() >= self.capacity
+                && let Some(other) = shard.keys().next().copied()
+            {
+                shard.remove(&other);
+            }
+        }
+        let refusal = Refusal {
+            policy: policy.clone(),
+            // Who is blocked is refused whatever it costs.
+            cost: if decision.is_blocked() { 1 } else { cost },
+            told: asked,
+            until: asked.saturating_add(wait),
+            decision: decision.clone(),
+        };
+        shard.insert(name, refusal);
+    }
+
+    /// Forgets what is known of a subject, here.
+    pub(crate) fn forget(&self, policy: &Policy, subject: &Subject) {
+        let name = name(policy, subject);
+        self.shard(name).remove(&name);
+    }
+
+    /// Forgets what is known of a subject, everywhere.
+    pub(crate) async fn forget_everywhere(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+    ) -> Result<(), Error> {
+        self.forget(policy, subject);
+        let name = name(policy, subject);
+        self.bus.publish(CHANNEL, &name.to_le_bytes()).await
+    }
+
+    fn forget_all(&self) {
+        for shard in &self.shards {
+            shard.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
+    fn shard(&self, name: Name) -> MutexGuard<'_, HashMap<Name, Refusal>> {
+        let shard = self.hasher.hash_one(name) as usize % SHARDS;
+        self.shards[shard]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to hear of resets, unless that was tried just now.
+    fn listen(self: &Arc<Self>, now: u64) {
+        let due = |at| (at <= now).then_some(now.saturating_add(LISTEN_AGAIN));
+        let begin = self
+            .listen_at
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, due);
+        if begin.is_ok() {
+            tokio::spawn(listen(Arc::downgrade(self), self.bus.clone()));
+        }
+    }
+
+    fn hear(&self, event: &Event) {
+        match event {
+            Event::Message(message) => {
+                if let Ok(name) = message.payload().try_into() {
+                    let name = Name::from_le_bytes(name);
+                    self.shard(name).remove(&name);
+                }
+            }
+            // It may have been told of any.
+            _ => self.forget_all(),
+        }
+    }
+}
+
+/// Hears of resets as long as somebody remembers refusals.
+async fn listen(denied: Weak<Denied>, bus: Bus) {
+    let Ok(mut resets) = bus.subscribe(CHANNEL).await else {
+        return;
+    };
+    if let Some(denied) = denied.upgrade() {
+        // What was told before it listened is not known to be heard.
+        denied.forget_all();
+        denied.listening.store(true, Ordering::Release);
+    }
+    loop {
+        let event = resets.recv().await;
+        let Some(denied) = denied.upgrade() else {
+            return;
+        };
+        match event {
+            Some(event) => denied.hear(&event),
+            None => {
+                denied.listening.store(false, Ordering::Release);
+                denied.forget_all();
+                return;
+            }
+        }
+    }
+}
+
+fn name(policy: &Policy, subject: &Subject) -> Name {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(policy.name().as_bytes());
+    // No name has this byte.
+    hasher.update(&[0]);
+    hasher.update(subject.as_bytes());
+    let mut name = [0; 16];
+    hasher.finalize_xof().fill(&mut name);
+    Name::from_le_bytes(name)
+}
+
+impl fmt::Debug for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Denied")
+            .field("capacity", &(self.capacity * SHARDS))
+            .field("listening", &self.listening)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis_conn::ManualClock;
+
+    use super::*;
+    use crate::{
+        counter::{Charge, Now},
+        counters::{Ask, Counters},
+    };
+
+    const SECOND: u64 = 1_000_000;
+
+    fn policy(max: u64) -> Policy {
+        let policy = Policy::new("test").limit(max, Duration::from_secs(1));
+        policy.build().unwrap()
+    }
+
+    /// What a store says of a call of this cost where nothing is left.
+    fn refusal(policy: &Policy, cost: u32) -> Decision {
+        let now = Now { at: 0, wall: 0 };
+        let mut counters = Counters::new(policy, now);
+        counters.decide(policy, Ask::AtMost, Charge::of(u32::MAX), now);
+        Decision::look(policy, &counters, now, cost)
+    }
+
+    fn denied(capacity: usize) -> Arc<Denied> {
+        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(SECOND));
+        let backend = Backend::builder().clock(clock).memory().unwrap();
+        Denied::new(&backend, capacity).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_known_for_as_long_as_it_lasts_and_for_what_costs_no_less() {
+        let (denied, policy, subject) = (denied(100), policy(5), Subject::from("a"));
+        denied.listening.store(true, Ordering::Release);
+        let told = refusal(&policy, 3);
+        let wait = micros(told.retry_after().unwrap());
+        denied.remember(&policy, &subject, 3, SECOND, &told);
+        let known = |cost, after| denied.find(&policy, &subject, cost, SECOND + after);
+        assert!(known(2, 0).is_none(), "it may fit");
+        for cost in [3, 4] {
+            let again = known(cost, wait - 1).unwrap();
+            assert_eq!(again.retry_after(), Some(Duration::from_micros(1)));
+            assert_eq!(again.source(), Source::Cached);
+            assert!(known(cost, wait).is_none());
+        }
+        let other = Subject::from("b");
+        assert!(denied.find(&policy, &other, 3, SECOND).is_none());
+        denied.forget(&policy, &subject);
+        assert!(known(3, 0).is_none());
+    }
+
+    #[tokio::test]
+    async fn another_policy_of_the_name_asks_for_itself() {
+        let (denied, subject) = (denied(100), Subject::from("a"));
+        let (small, large) = (policy(5), policy(50));
+        denied.remember(&small, &subject, 1, SECOND, &refusal(&small, 1));
+        assert!(denied.find(&policy(5), &subject, 1, SECOND).is_some());
+        assert!(denied.find(&large, &subject, 1, SECOND).is_none());
+    }
+
+    #[tokio::test]
+    async fn the_room_is_bounded() {
+        let (denied, policy) = (denied(64), policy(5));
+        let told = refusal(&policy, 1);
+        for n in 0..10_000 {
+            let subject = Subject::from(n.to_string());
+            denied.remember(&policy, &subject, 1, SECOND, &told);
+            assert!(denied.find(&policy, &subject, 1, SECOND).is_some());
+        }
+        let held: usize = denied
+            .shards
+            .iter()
+            .map(|shard| shard.lock().unwrap().len())
+            .sum();
+        assert!(held <= 64, "{held}");
+    }
+
+    #[tokio::test]
+    async fn who_hears_of_no_resets_remembers_for_a_second() {
+        let (denied, subject) = (denied(100), Subject::from("a"));
+        let policy = Policy::new("test").limit(1, Duration::from_secs(60));
+        let policy = policy.build().unwrap();
+        denied.remember(&policy, &subject, 1, SECOND, &refusal(&policy, 1));
+        let known = |after| denied.find(&policy, &subject, 1, SECOND + after).is_some();
+        assert!(known(SECOND - 1) && !known(SECOND));
+    }
+
+    #[tokio::test]
+    async fn a_gap_and_a_message_make_it_ask_again() {
+        let (denied, policy) = (denied(100), policy(1));
+        let (a, b) = (Subject::from("a"), Subject::from("b"));
+        let known = |subject| denied.find(&policy, subject, 1, SECOND).is_some();
+        let told = refusal(&policy, 1);
+        for subject in [&a, &b] {
+            denied.remember(&policy, subject, 1, SECOND, &told);
+        }
+        denied.hear(&Event::Gap);
+        assert!(!known(&a) && !known(&b));
+    }
+}
