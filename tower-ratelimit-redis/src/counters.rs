@@ -16,7 +16,7 @@ use redis_conn::{Error, ErrorKind};
 
 use crate::{
     Policy, Revise,
-    counter::{Charge, Charged, Counter, Now},
+    counter::{Charge, Charged, Counter, Kind, Now, leases::Leases},
     policy::Limit,
 };
 
@@ -67,16 +67,21 @@ impl Counters {
         self.list.iter().zip(policy.limits())
     }
 
-    /// Ages them to `now` and puts the policy's own ones first; where the policy has a higher revision than what is stored, its
-    /// change is applied. Tells whether this must be stored whatever else happens: the clock went back, or a revision began.
-    pub(crate) fn advance(&mut self, policy: &Policy, now: Now) -> bool {
-        let mut changed = false;
+    /// Ages them to `now`. Tells whether the clock went back, so that this must be stored whatever else happens.
+    pub(crate) fn age(&mut self, now: Now) -> bool {
+        let mut back = false;
         for counter in &mut self.list {
-            changed |= counter.advance(now);
+            back |= counter.advance(now);
         }
+        back
+    }
+
+    /// Ages them to `now` and puts the policy's own ones first; where the policy has a higher revision than what is stored, its
+    /// change is applied. Tells whether this must be stored whatever else happens: the clock went back, or a revision changed them.
+    pub(crate) fn advance(&mut self, policy: &Policy, now: Now) -> bool {
+        let mut changed = self.age(now);
         if policy.revision() > self.revision {
-            changed |= policy.on_revision() != Revise::Keep;
-            self.revise(policy, now);
+            changed |= self.revise(policy, now);
         }
         let limits = policy.limits();
         let own = self.list.len() == limits.len()
@@ -93,9 +98,10 @@ impl Counters {
         changed
     }
 
-    fn revise(&mut self, policy: &Policy, now: Now) {
+    /// Begins the revision of the policy. One that keeps all begins with the first charge.
+    fn revise(&mut self, policy: &Policy, now: Now) -> bool {
         match policy.on_revision() {
-            Revise::Keep => {}
+            Revise::Keep => return false,
             // A permit is held, whatever the revision.
             Revise::Reset => {
                 let list = std::mem::take(&mut self.list).into_vec();
@@ -111,6 +117,7 @@ impl Counters {
             }
         }
         self.revision = policy.revision();
+        true
     }
 
     fn fitted(&self, limits: &[Limit], now: Now) -> Box<[Counter]> {
@@ -162,10 +169,13 @@ impl Counters {
     pub(crate) fn charge(&mut self, policy: &Policy, charge: Charge, now: Now) {
         self.bound(policy);
         let revision = self.revision;
+        self.revision = revision.max(policy.revision());
         for (at, counter) in self.list.iter_mut().enumerate() {
             match policy.limits().get(at) {
-                // Whoever has an older revision leaves alone what the newer one goes by.
-                Some(limit) if policy.revision() >= revision => counter.set_max(limit.max),
+                // Whoever has an older revision leaves alone what the newer one goes by. Nobody goes by a counter of nothing.
+                Some(limit) if policy.revision() >= revision || counter.is_empty(now) => {
+                    counter.set_max(limit.max);
+                }
                 // Nobody releases a permit of a policy that has none.
                 None if counter.is_leases() => continue,
                 _ => {}
@@ -195,9 +205,21 @@ impl Counters {
         (left > 0).then(|| Duration::from_micros(left))
     }
 
-    /// The permits of the policy, if it has a limit of them.
-    pub(crate) fn leases_mut(&mut self) -> Option<&mut crate::counter::leases::Leases> {
-        self.list.iter_mut().find_map(Counter::leases_mut)
+    /// The permits of the policy, if it has a limit of them and any was ever held.
+    pub(crate) fn leases_mut(&mut self, policy: &Policy) -> Option<&mut Leases> {
+        let limit = policy
+            .limits()
+            .iter()
+            .find(|limit| limit.kind == Kind::Leases)?;
+        let mut counters = self.list.iter_mut();
+        counters
+            .find(|counter| counter.belongs_to(limit))?
+            .leases_mut()
+    }
+
+    /// Whether nothing was ever counted.
+    pub(crate) fn is_new(&self) -> bool {
+        self.list.is_empty()
     }
 
     /// Lets go of the foreign counters that are too many to be stored.
@@ -206,11 +228,6 @@ impl Counters {
         if self.list.len() > most {
             self.list = self.list[..most].into();
         }
-    }
-
-    #[cfg(feature = "redis")]
-    pub(crate) fn keep(&self) -> u64 {
-        self.keep
     }
 
     /// From when on nothing is counted any more, in microseconds of the clock that decides.
@@ -244,6 +261,7 @@ impl Counters {
             let revision = policy.revision();
             return Ok(Self {
                 revision,
+                keep: policy.keep(),
                 ..Self::default()
             });
         }

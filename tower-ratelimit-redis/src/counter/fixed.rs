@@ -71,8 +71,10 @@ impl Fixed {
         Some((self.start + self.span).saturating_sub(now))
     }
 
-    pub(crate) fn scale(&mut self, scale: impl Fn(u32) -> u32, _: u64) {
+    pub(crate) fn scale(&mut self, scale: impl Fn(u32) -> u32, now: u64) {
         self.count = scale(self.count);
+        // Where nothing is left, the window begins anew.
+        self.advance(now);
     }
 }
 

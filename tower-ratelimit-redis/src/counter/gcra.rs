@@ -9,6 +9,9 @@
 
 use super::Charge;
 
+/// Twice the longest window, in microseconds.
+const MAX_DEBT: u64 = 2 * crate::policy::MAX_SPAN;
+
 /// When the bucket of one subject is full again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Gcra {
@@ -53,6 +56,12 @@ impl Gcra {
     pub(crate) fn charge(&mut self, charge: Charge, now: u64) {
         let more = self.interval.saturating_mul(charge.units.into());
         self.full = self.full.max(now).saturating_add(more);
+    }
+
+    /// Lets go of a debt that nobody would remember until it is paid.
+    pub(crate) fn bound(&mut self, burst: u32, now: u64) {
+        let most = lifetime(self.interval, burst).min(MAX_DEBT);
+        self.full = self.full.min(now + most);
     }
 
     pub(crate) fn refund(&mut self, units: u32, now: u64) {

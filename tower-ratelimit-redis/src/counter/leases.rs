@@ -52,8 +52,9 @@ impl Leases {
         units.fold(0, u32::saturating_add)
     }
 
+    /// Holds units under the name of their permit. Without a name they could not be released, so they are not held.
     pub(crate) fn charge(&mut self, charge: Charge, now: u64) {
-        if charge.units > 0 && self.permits.len() < MAX_LIMIT as usize {
+        if charge.units > 0 && charge.permit != 0 && self.permits.len() < MAX_LIMIT as usize {
             self.permits.push(Permit {
                 name: charge.permit,
                 ends: now.saturating_add(self.lease),

@@ -196,6 +196,9 @@ impl Counter {
     pub(crate) fn charge(&mut self, charge: Charge, now: Now) {
         let now = now.of(self.kind);
         each_state!(&mut self.state, counter => counter.charge(charge, now));
+        if let State::Gcra(bucket) = &mut self.state {
+            bucket.bound(self.max, now);
+        }
     }
 
     /// Takes units back that were charged then, as far as they still count.

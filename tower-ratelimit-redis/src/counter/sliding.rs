@@ -51,8 +51,9 @@ impl Sliding {
         part.ceil() as u32
     }
 
-    pub(crate) fn charge(&mut self, charge: Charge, _: u64) {
-        self.current = self.current.saturating_add(charge.units);
+    /// Counts units in this window; what is used stops at `u32::MAX`.
+    pub(crate) fn charge(&mut self, charge: Charge, now: u64) {
+        self.current += charge.units.min(u32::MAX - self.used(now));
     }
 
     pub(crate) fn refund(&mut self, units: u32, at: u64) {

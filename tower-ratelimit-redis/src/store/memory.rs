@@ -78,6 +78,7 @@ impl MemoryStore {
             return self.look_now(policy, subject, 0);
         }
         self.with_entry(policy, subject, |entry, now| {
+            entry.counters.advance(policy, now);
             let granted = entry.counters.decide(policy, ask, charge, now);
             Decision::new(policy, &entry.counters, now, charge.units, granted)
         })
@@ -87,6 +88,7 @@ impl MemoryStore {
     pub(crate) fn charge(&self, policy: &Policy, subject: &Subject, charge: Charge) {
         if charge.units > 0 {
             self.with_entry(policy, subject, |entry, now| {
+                entry.counters.advance(policy, now);
                 entry.counters.charge(policy, charge, now);
             });
         }
@@ -94,7 +96,8 @@ impl MemoryStore {
 
     /// Takes back what was charged lately, whenever that was: where another store decides, this one need not be exact.
     pub(crate) fn refund_now(&self, policy: &Policy, subject: &Subject, units: u32) {
-        self.with_entry(policy, subject, |entry, now| {
+        self.with_known(policy, subject, |entry, now| {
+            entry.counters.age(now);
             entry.counters.refund(units, Charged::at(now), now);
         });
     }
@@ -112,12 +115,14 @@ impl MemoryStore {
         what: Permits,
         names: &[u64],
     ) -> Vec<bool> {
-        self.with_entry(policy, subject, |entry, now| {
+        let held = self.with_known(policy, subject, |entry, now| {
+            entry.counters.age(now);
             let held = names
                 .iter()
-                .map(|name| entry.counters.hold(what, *name, now));
+                .map(|name| entry.counters.hold(policy, what, *name, now));
             held.collect()
-        })
+        });
+        held.unwrap_or_else(|| vec![false; names.len()])
     }
 
     pub(crate) fn forget(&self, policy: &Policy, subject: &Subject) {
@@ -161,11 +166,27 @@ impl MemoryStore {
             // Read under the lock, or a later holder could see an earlier time and take it for a clock that went back.
             let now = self.now();
             shard.with_entry(policy, name, self.capacity, now, |entry| {
-                entry.counters.advance(policy, now);
                 let outcome = act(entry, now);
                 entry.expires = entry.counters.expires(now);
                 outcome
             })
+        })
+    }
+
+    /// Acts on what is counted of a subject, if anything is.
+    fn with_known<T>(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        act: impl FnOnce(&mut Entry, Now) -> T,
+    ) -> Option<T> {
+        short(subject, |name| {
+            let mut shard = self.shard(name);
+            let now = self.now();
+            let entry = shard.table_mut(policy)?.find_mut(name)?;
+            let outcome = act(entry, now);
+            entry.expires = entry.counters.expires(now);
+            Some(outcome)
         })
     }
 
@@ -287,6 +308,11 @@ impl Table {
         // Whoever has no entry might be counted in the shared one.
         self.entries.get(name).or(self.overflow.as_ref())
     }
+
+    fn find_mut(&mut self, name: &[u8]) -> Option<&mut Entry> {
+        let own = self.entries.get_mut(name);
+        own.or(self.overflow.as_mut())
+    }
 }
 
 impl Entry {
@@ -328,7 +354,8 @@ impl Store for MemoryStore {
         charged: Charged,
         _: Duration,
     ) -> Result<(), Error> {
-        self.with_entry(policy, subject, |entry, now| {
+        self.with_known(policy, subject, |entry, now| {
+            entry.counters.age(now);
             entry.counters.refund(units, charged, now);
         });
         Ok(())

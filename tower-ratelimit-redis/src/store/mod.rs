@@ -236,8 +236,8 @@ fn key(backend: &Backend, policy: &Policy, subject: &Subject) -> String {
 
 /// What an embedded store does to the counters of a subject, which are aged to now: as the scripts do.
 impl Counters {
-    fn hold(&mut self, what: Permits, name: u64, now: Now) -> bool {
-        match (self.leases_mut(), what) {
+    fn hold(&mut self, policy: &Policy, what: Permits, name: u64, now: Now) -> bool {
+        match (self.leases_mut(policy), what) {
             (Some(leases), Permits::Renew) => leases.renew(name, now.at),
             (Some(leases), Permits::Release) => leases.release(name),
             (None, _) => false,

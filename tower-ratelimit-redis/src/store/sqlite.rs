@@ -61,7 +61,7 @@ impl SqliteStore {
         }
     }
 
-    /// Changes what is stored of a subject, aged to now, in one transaction; it is written if `change` says so.
+    /// Changes what is stored of a subject in one transaction; it is written if `change` says so.
     async fn change<T: Send + 'static>(
         &self,
         policy: &Policy,
@@ -75,9 +75,8 @@ impl SqliteStore {
         let write = self.sqlite.write(deadline, move |tx| {
             let now = moment(tx);
             let mut counters = load(tx, &key, &policy, now)?;
-            let aged = counters.advance(&policy, now);
             let (outcome, changed) = change(&mut counters, &policy, now);
-            if changed || aged {
+            if changed {
                 counters.bound(&policy);
                 save(tx, &key, &counters, counters.expires(now))?;
             }
@@ -100,9 +99,10 @@ impl Store for SqliteStore {
             return self.look(policy, subject, 0, deadline).await;
         }
         let decide = move |counters: &mut Counters, policy: &Policy, now| {
+            let aged = counters.advance(policy, now);
             let granted = counters.decide(policy, ask, charge, now);
             let decision = Decision::new(policy, counters, now, charge.units, granted);
-            (decision, granted > 0)
+            (decision, aged || granted > 0)
         };
         self.change(policy, subject, deadline, decide).await
     }
@@ -135,7 +135,8 @@ impl Store for SqliteStore {
         deadline: Duration,
     ) -> Result<(), Error> {
         let refund = move |counters: &mut Counters, _: &Policy, now| {
-            (counters.refund(units, charged, now), true)
+            counters.age(now);
+            (counters.refund(units, charged, now), !counters.is_new())
         };
         self.change(policy, subject, deadline, refund).await
     }
@@ -161,9 +162,12 @@ impl Store for SqliteStore {
         deadline: Duration,
     ) -> Result<Vec<bool>, Error> {
         let names = names.to_vec();
-        let hold = move |counters: &mut Counters, _: &Policy, now| {
-            let held = names.iter().map(|name| counters.hold(what, *name, now));
-            (held.collect(), true)
+        let hold = move |counters: &mut Counters, policy: &Policy, now| {
+            counters.age(now);
+            let held = names
+                .iter()
+                .map(|name| counters.hold(policy, what, *name, now));
+            (held.collect(), !counters.is_new())
         };
         self.change(policy, subject, deadline, hold).await
     }

@@ -100,6 +100,10 @@ for k = 1, #KEYS do
         room = maxima[l] - units
       end
     end
+    for _, counter in ipairs(foreign or {}) do
+      local _, went = used[counter[1]](value, counter[2], counter[3])
+      back = back or went
+    end
     if blocked > now then
       room = 0
     end
@@ -120,15 +124,16 @@ for k = 1, #KEYS do
     if sum > 0 or back and not look then
       local written, permit, stored, lasts = '', sub(costs, 5, 12), limits, keep
       for l = 1, limits do
-        local place = places[l]
-        -- Whoever has an older revision leaves alone what the newer one goes by.
-        if place and found > revision then
+        local place, most = places[l], maxima[l]
+        -- Whoever has an older revision, or charges nothing, leaves alone what others go by. Nobody goes by a counter of nothing.
+        if place and (sum == 0 or found > revision and counts[l] > 0) then
+          most = unpack('<I4', value, place - 12)
           written = written .. sub(value, place - 13, place - 1)
         else
           written = written .. sub(policy, 13 * l + 2, 13 * l + 14)
         end
         local units = min(sum, 4294967295 - counts[l])
-        written = written .. charged[kinds[l]](value, place, spans[l], units, ahead, permit)
+        written = written .. charged[kinds[l]](value, place, spans[l], units, ahead, permit, most)
       end
       for _, counter in ipairs(foreign or {}) do
         local kind, place, span = counter[1], counter[2], counter[3]
@@ -137,13 +142,14 @@ for k = 1, #KEYS do
           -- Nobody releases a permit of a policy that has none.
           local more = kind == 7 and 0 or min(sum, 4294967295 - units)
           stored, lasts = stored + 1, max(lasts, kept_for)
-          written = written .. sub(value, place - 13, place - 1) .. charged[kind](value, place, span, more, ahead)
+          written = written .. sub(value, place - 13, place - 1)
+          written = written .. charged[kind](value, place, span, more, ahead, nil, unpack('<I4', value, place - 12))
         end
       end
       if blocked > now then
         lasts = max(lasts, ceil((blocked - now) / 1000) + 1)
       end
-      value = pack('<BBI4I8I8', 1, stored, max(found, revision), lasts, blocked) .. written
+      value = pack('<BBI4I8I8', 1, stored, sum > 0 and max(found, revision) or found, lasts, blocked) .. written
       redis.call('SET', KEYS[k], value, 'PX', lasts)
     end
     answer[2 * k], answer[2 * k + 1] = granted, value

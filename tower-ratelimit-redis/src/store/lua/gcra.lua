@@ -8,12 +8,15 @@ used[3] = function(value, at, span)
   return min((debt - rest) / span + (rest > 0 and 1 or 0), 4294967295), now < last
 end
 
-charged[3] = function(value, at, span, units)
+charged[3] = function(value, at, span, units, _, _, burst)
   local debt = 0
   if at then
     local last, full = unpack('<I8I8', value, at)
     debt = max(full - max(last, now), 0)
   end
-  -- No debt is greater than twice the longest window.
-  return pack('<I8I8', now, now + min(debt + units * span, 63244800000000))
+  if burst then
+    -- A debt beyond that would be forgotten before it is paid.
+    debt = min(debt + units * span, 2 * burst * span, 63244800000000)
+  end
+  return pack('<I8I8', now, now + debt)
 end

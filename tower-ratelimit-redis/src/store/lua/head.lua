@@ -6,7 +6,8 @@
 -- What the numbers mean, and why this is exact, is told in the Rust file of the same name below counter/.
 --
 -- By kind: how long a state is (or a function that tells), how many units count now (and whether the clock went back, so that this
--- must be stored), and the state once so many more were charged. `at` is where the state begins, none where nothing is stored yet.
+-- must be stored), and the state once so many more were charged, ahead or not, to a permit of some name, under some
+-- maximum. `at` is where the state begins, none where nothing is stored yet.
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 local pack, unpack, sub, rep = struct.pack, struct.unpack, string.sub, string.rep

@@ -27,7 +27,8 @@ charged[7] = function(value, at, span, units, _, permit)
   if at then
     permits, count = held(value, at, span)
   end
-  if units > 0 and count < 1024 then
+  -- What has no name could not be released.
+  if units > 0 and permit ~= '\0\0\0\0\0\0\0\0' and count < 1024 then
     count = count + 1
     permits[count] = permit .. pack('<I8I4', now + span, units)
   end

@@ -9,25 +9,36 @@ for n = 1, #names / 8 do
   answer[n], wanted[sub(names, 8 * n - 7, 8 * n)] = 0, n
 end
 
-local value = redis.pcall('GET', KEYS[1])
-for _, counter in ipairs(value and walk(value) or {}) do
-  local kind, at, span = counter[1], counter[2], counter[3]
-  if kind == 7 and span == lease then
-    local permits, count = held(value, at, span)
-    local kept = {}
-    for p = 1, count do
-      local permit = permits[p]
-      local name = wanted[sub(permit, 1, 8)]
-      if name then
-        answer[name] = 1
-        permit = renew and sub(permit, 1, 8) .. pack('<I8', now + span) .. sub(permit, 17) or nil
-      end
-      kept[#kept + 1] = permit
+-- The permits that are left of those of a state.
+local function after(state, span)
+  local kept = {}
+  for p = 3, #state, 20 do
+    local permit = sub(state, p, p + 19)
+    local n = wanted[sub(permit, 1, 8)]
+    if n then
+      answer[n] = 1
+      permit = renew and sub(permit, 1, 8) .. pack('<I8', now + span) .. sub(permit, 17) or nil
     end
-    value = sub(value, 1, at - 1) .. pack('<I2', #kept) .. table.concat(kept) .. sub(value, at + size[7](value, at))
-    -- As long as after a charge: whatever is counted besides lasts no longer than that.
-    redis.call('SET', KEYS[1], value, 'PX', max(unpack('<I8', value, 7), 1))
-    break
+    kept[#kept + 1] = permit
   end
+  return pack('<I2', #kept) .. table.concat(kept)
+end
+
+local value = redis.pcall('GET', KEYS[1])
+local places = value and walk(value)
+if places then
+  local written = sub(value, 1, 22)
+  for _, counter in ipairs(places) do
+    local kind, at, span = counter[1], counter[2], counter[3]
+    -- Charged with nothing: as it is now.
+    local state = charged[kind](value, at, span, 0)
+    if kind == 7 and span == lease then
+      state = after(state, span)
+    end
+    written = written .. sub(value, at - 13, at - 1) .. state
+  end
+  -- As long as after a charge: whatever is counted besides lasts no longer than that, but for a block.
+  local keep, blocked = unpack('<I8I8', value, 7)
+  redis.call('SET', KEYS[1], written, 'PX', max(keep, ceil((blocked - now) / 1000) + 1, 1))
 end
 return answer

@@ -69,10 +69,10 @@ if value then
   local written = sub(value, 1, 22)
   for _, counter in ipairs(places) do
     local kind, at, span = counter[1], counter[2], counter[3]
-    local length = type(size[kind]) == 'number' and size[kind] or size[kind](value, at)
-    written = written .. sub(value, at - 13, at - 1)
+    -- Charged with nothing: as it is now.
+    local state = charged[kind](value, at, span, 0)
     -- What is held is released, not refunded.
-    written = written .. (refund[kind] and refund[kind](value, at, span) or sub(value, at, at + length - 1))
+    written = written .. sub(value, at - 13, at - 1) .. (refund[kind] and refund[kind](state, 1, span) or state)
   end
   value = written
   redis.call('SET', KEYS[1], value, 'KEEPTTL')

@@ -135,7 +135,12 @@ impl Server {
                 Answer::Revise { value } => {
                     let mut counters = Counters::decode(&value, policy)?;
                     counters.advance(policy, now);
-                    self.replace(policy, key, &value, counters, left()).await?;
+                    // A look changes nothing.
+                    if asked.charge.units == 0 {
+                        return Ok((now, 0, counters));
+                    }
+                    let revised = (counters, now);
+                    self.replace(policy, key, &value, revised, left()).await?;
                 }
                 Answer::Corrupt => return Err(corrupt()),
             }
@@ -148,11 +153,11 @@ impl Server {
         policy: &Policy,
         key: &str,
         value: &[u8],
-        mut counters: Counters,
+        (mut counters, now): (Counters, Now),
         deadline: Duration,
     ) -> Result<(), Error> {
         counters.bound(policy);
-        let keep = counters.keep();
+        let keep = (counters.expires(now) - now.at).div_ceil(1_000) + 1;
         let call = self.redis.script(&REPLACE, Class::Idempotent, &[key]);
         let call = call.arg(value).arg(counters.encode()).int(keep);
         call.run(deadline).await.map(drop)
