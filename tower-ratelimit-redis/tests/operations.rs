@@ -524,6 +524,8 @@ fn of_processes() -> Policy {
 fn strict(backend: &Backend) -> Limiter {
     Limiter::builder(backend)
         .on_failure(OnFailure::Closed)
+        // The time of this process is not that of the store.
+        .denied_capacity(0)
         .timeout(HANG)
         .build()
         .unwrap()

@@ -26,6 +26,8 @@ async fn child() {
     backend.ready(Duration::from_secs(10)).await.unwrap();
     let limiter = Limiter::builder(&backend)
         .on_failure(OnFailure::Closed)
+        // Each call is to reach the store.
+        .denied_capacity(0)
         .timeout(Duration::from_secs(2))
         .build()
         .unwrap();
