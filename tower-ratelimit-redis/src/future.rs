@@ -6,11 +6,16 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response};
+use http::{Extensions, Request, Response};
 use pin_project::pin_project;
 use tower_service::Service;
 
-use crate::{Decision, ResponseBody, headers::Fields, service::Step};
+use crate::{
+    ResponseBody,
+    admit::{Admitted, Step},
+    body::UntilEnd,
+    headers::Fields,
+};
 
 type Deciding = Pin<Box<dyn Future<Output = Step> + Send>>;
 
@@ -18,7 +23,7 @@ type Deciding = Pin<Box<dyn Future<Output = Step> + Send>>;
 ///
 /// # Cancel safety
 ///
-/// Dropping it drops the request; the limits may have been charged.
+/// Dropping it drops the request; the limits may have been charged. What it holds of a concurrency limit is released.
 #[pin_project]
 pub struct ResponseFuture<S, ReqBody>
 where
@@ -39,7 +44,7 @@ enum State<F, S, ReqBody> {
     Admitted {
         #[pin]
         future: F,
-        decision: Option<Decision>,
+        admitted: Admitted,
     },
 }
 
@@ -73,23 +78,22 @@ where
                         unreachable!("decided twice");
                     };
                     match step {
-                        Step::Admit { parts, decision } => State::Admitted {
+                        Step::Admit { parts, admitted } => State::Admitted {
                             future: inner.call(Request::from_parts(parts, body)),
-                            decision,
+                            admitted,
                         },
                         Step::Refuse(response) => {
                             return Poll::Ready(Ok(response.map(ResponseBody::full)));
                         }
                     }
                 }
-                StateProj::Admitted { future, decision } => {
-                    let mut response = ready!(future.poll(cx))?.map(ResponseBody::inner);
-                    if let Some(decision) = mem::take(decision) {
-                        this.headers
-                            .write(decision.limits(), response.headers_mut());
-                        attach(decision, &mut response);
-                    }
-                    return Poll::Ready(Ok(response));
+                StateProj::Admitted { future, admitted } => {
+                    let outcome = ready!(future.poll(cx));
+                    // Taken in any case: an error ends what is held.
+                    let admitted = mem::take(admitted);
+                    return Poll::Ready(
+                        outcome.map(|response| admitted.finish(response, *this.headers)),
+                    );
                 }
             };
             this.state.set(next);
@@ -97,10 +101,28 @@ where
     }
 }
 
-/// A decision that is there already is of a layer further in, which knows the request better.
-fn attach<B>(decision: Decision, response: &mut Response<B>) {
-    if response.extensions().get::<Decision>().is_none() {
-        response.extensions_mut().insert(decision);
+impl Admitted {
+    /// The response, with what those further out are told, and with what lasts until its body has ended.
+    fn finish<B>(self, response: Response<B>, fields: Fields) -> Response<ResponseBody<B>> {
+        let (mut head, body) = response.into_parts();
+        let until_end = UntilEnd {
+            metered: self.charged.and_then(|charged| charged.at_head(&head)),
+            permit: self.permit,
+        };
+        if let Some(shadow) = self.shadow {
+            attach(*shadow, &mut head.extensions);
+        } else if let Some(decision) = self.decision {
+            fields.write(decision.limits(), &mut head.headers);
+            attach(decision, &mut head.extensions);
+        }
+        Response::from_parts(head, ResponseBody::inner(body, until_end))
+    }
+}
+
+/// What is there already is of a layer further in, which knows the request better.
+fn attach<T: Clone + Send + Sync + 'static>(what: T, extensions: &mut Extensions) {
+    if extensions.get::<T>().is_none() {
+        extensions.insert(what);
     }
 }
 

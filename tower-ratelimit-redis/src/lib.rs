@@ -142,11 +142,13 @@
 //!   them it behaves the same.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod admit;
 mod away;
 #[cfg(feature = "axum")]
 mod axum;
 mod body;
 mod builder;
+mod callers;
 mod counter;
 mod counters;
 mod decision;
@@ -166,7 +168,11 @@ mod problem;
 mod random;
 mod refusal;
 mod reject;
+mod resolver;
+mod rules;
 mod service;
+mod settle;
+mod shadow;
 mod spend;
 mod store;
 mod trace;
@@ -176,6 +182,7 @@ pub use crate::axum::DecisionRejection;
 pub use crate::{
     body::ResponseBody,
     builder::LimiterBuilder,
+    callers::Callers,
     decision::{Decision, LimitState, Source, Unit},
     error::{PolicyError, RateLimitError},
     fallback::OnFailure,
@@ -187,5 +194,7 @@ pub use crate::{
     policy::{Algorithm, Policy, PolicyBuilder, Revise, Spending, WindowStart},
     refusal::{Reason, Refusal},
     reject::{DefaultReject, Reject},
+    resolver::PolicyResolver,
     service::RateLimit,
+    shadow::Shadow,
 };

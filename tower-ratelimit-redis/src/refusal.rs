@@ -32,6 +32,20 @@ pub enum Reason {
     MissingKey,
     /// What is in the place of the key is none.
     InvalidKey(KeyError),
+    /// The request has no key, and the caller is to prove itself by one.
+    Unauthorized {
+        /// How: the field `WWW-Authenticate`.
+        challenge: &'static str,
+    },
+    /// The layer [denies](crate::RateLimitLayer::deny) this caller.
+    Denied,
+    /// The request costs more than a limit ever admits at once.
+    CostExceedsLimit {
+        /// What it costs.
+        cost: u64,
+        /// The smallest limit of the policy.
+        limit: u64,
+    },
     /// Another layer of the stack has a policy of this name.
     DuplicatePolicy(Arc<str>),
 }
@@ -76,6 +90,12 @@ impl Reason {
                 Terms::new(StatusCode::TOO_MANY_REQUESTS, 8, "request quota exceeded")
                     .of_type("https://iana.org/assignments/http-problem-types#quota-exceeded")
             }
+            Self::CostExceedsLimit { .. } => Terms::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                8,
+                "request cost exceeds quota",
+            )
+            .of_type("https://iana.org/assignments/http-problem-types#quota-exceeded"),
             Self::Blocked(_) => Terms::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 8,
@@ -100,6 +120,12 @@ impl Reason {
                 13,
                 "rate limit misconfigured",
             ),
+            // UNAUTHENTICATED
+            Self::Unauthorized { .. } => {
+                Terms::new(StatusCode::UNAUTHORIZED, 16, "rate limit key missing")
+            }
+            // PERMISSION_DENIED
+            Self::Denied => Terms::new(StatusCode::FORBIDDEN, 7, "caller denied"),
             // INVALID_ARGUMENT
             Self::MissingKey => Terms::new(StatusCode::BAD_REQUEST, 3, "rate limit key missing"),
             Self::InvalidKey(_) => Terms::new(StatusCode::BAD_REQUEST, 3, "rate limit key invalid"),
@@ -109,16 +135,24 @@ impl Reason {
     /// What helps the client. The text of a store's error is for the operator.
     pub(crate) fn detail(&self) -> Option<Cow<'static, str>> {
         match self {
-            Self::MissingKey => Some("the request has no key to be limited by".into()),
+            Self::MissingKey | Self::Unauthorized { .. } => {
+                Some("the request has no key to be limited by".into())
+            }
+            Self::CostExceedsLimit { cost, limit } => Some(
+                format!(
+                    "the request costs {cost}, and the limit is {limit}: waiting does not help"
+                )
+                .into(),
+            ),
             Self::InvalidKey(error) => Some(error.to_string().into()),
             Self::DuplicatePolicy(name) => {
                 Some(format!("two layers have a policy named {name:?}").into())
             }
-            Self::Quota(_) | Self::Blocked(_) | Self::Undecided(_) => None,
+            Self::Quota(_) | Self::Blocked(_) | Self::Undecided(_) | Self::Denied => None,
         }
     }
 
-    fn decision(&self) -> Option<&Decision> {
+    pub(crate) fn decision(&self) -> Option<&Decision> {
         match self {
             Self::Quota(decision) | Self::Blocked(decision) => Some(decision),
             _ => None,
@@ -138,7 +172,12 @@ impl Reason {
                 Some(decision.retry_after().max(ends).unwrap_or(ASK_AGAIN))
             }
             Self::Undecided(error) => error.kind().retry_after(),
-            Self::MissingKey | Self::InvalidKey(_) | Self::DuplicatePolicy(_) => None,
+            Self::MissingKey
+            | Self::InvalidKey(_)
+            | Self::Unauthorized { .. }
+            | Self::Denied
+            | Self::CostExceedsLimit { .. }
+            | Self::DuplicatePolicy(_) => None,
         }
     }
 }
@@ -178,7 +217,7 @@ impl<'a> Refusal<'a> {
         self.request
     }
 
-    /// The status for a client of HTTP: 429, 503, 500 or 400. That of a gRPC call is 200, whatever happened.
+    /// The status for a client of HTTP: 429, 503, 500, 403, 401 or 400. That of a gRPC call is 200, whatever happened.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.reason.terms().status

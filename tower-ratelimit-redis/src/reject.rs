@@ -5,7 +5,7 @@ use std::{any::type_name, fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Response,
-    header::{CACHE_CONTROL, RETRY_AFTER},
+    header::{CACHE_CONTROL, RETRY_AFTER, WWW_AUTHENTICATE},
     request::Parts,
 };
 
@@ -128,6 +128,10 @@ fn complete(headers: &mut HeaderMap, refusal: &Refusal<'_>, fields: Fields) {
         if let Some(wait) = refusal.retry_after() {
             let wait = seconds(wait).max(1).into();
             headers.entry(RETRY_AFTER).or_insert(wait);
+        }
+        if let Reason::Unauthorized { challenge } = refusal.reason() {
+            let challenge = HeaderValue::from_static(challenge);
+            headers.entry(WWW_AUTHENTICATE).or_insert(challenge);
         }
     }
     if let Some(decision) = refusal.decision() {

@@ -7,38 +7,25 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use http::{Request, Response, request::Parts};
+use http::{Request, Response};
 use tower_service::Service;
 
 use crate::{
-    Decision, MissingKey, RateLimitError, Reason, ResponseBody, ResponseFuture,
-    key::{Key, KeyExtractor, PeerIp},
-    layer::Rules,
+    ResponseBody, ResponseFuture, admit,
+    key::{KeyExtractor, PeerIp},
+    rules::Rules,
 };
 
 /// A service whose requests are limited. Made by [`RateLimitLayer`](crate::RateLimitLayer).
 pub struct RateLimit<S, K = PeerIp> {
     inner: S,
-    rules: Rules,
+    rules: Arc<Rules>,
     key: Arc<K>,
 }
 
-/// How a request goes on.
-pub(crate) enum Step {
-    Admit {
-        parts: Parts,
-        decision: Option<Decision>,
-    },
-    Refuse(Response<Bytes>),
-}
-
-/// The names of the policies that a request has passed already. They are few.
-#[derive(Clone, Default)]
-struct Passed(Vec<Arc<str>>);
-
 impl<S, K> RateLimit<S, K> {
     pub(crate) fn new(inner: S, rules: Rules, key: Arc<K>) -> Self {
+        let rules = Arc::new(rules);
         Self { inner, rules, key }
     }
 }
@@ -61,66 +48,16 @@ where
         let next = self.inner.clone();
         let inner = mem::replace(&mut self.inner, next);
         let (parts, body) = request.into_parts();
-        let step = decide(self.rules.clone(), Arc::clone(&self.key), parts);
+        let step = admit::step(Arc::clone(&self.rules), Arc::clone(&self.key), parts);
         ResponseFuture::new(Box::pin(step), inner, body, self.rules.headers)
     }
-}
-
-async fn decide<K: KeyExtractor>(rules: Rules, key: Arc<K>, mut parts: Parts) -> Step {
-    match admit(&rules, &*key, &mut parts).await {
-        Ok(decision) => {
-            if let Some(decision) = &decision {
-                parts.extensions.insert(decision.clone());
-            }
-            Step::Admit { parts, decision }
-        }
-        Err(reason) => Step::Refuse(rules.refuse.response(reason, &parts, rules.headers)),
-    }
-}
-
-/// The decision, or none if the request passes uncounted.
-async fn admit<K: KeyExtractor>(
-    rules: &Rules,
-    key: &K,
-    parts: &mut Parts,
-) -> Result<Option<Decision>, Reason> {
-    pass(rules, parts)?;
-    let key = match (key.extract(parts).await, rules.missing_key) {
-        (Ok(Some(key)), _) => key,
-        (Ok(None), MissingKey::Shared) => Key::anonymous(),
-        (Ok(None), MissingKey::Skip) => return Ok(None),
-        (Ok(None), MissingKey::Reject) => return Err(Reason::MissingKey),
-        (Err(error), _) => return Err(Reason::InvalidKey(error)),
-    };
-    match rules.limiter.check(&rules.policy, key, 1).await {
-        Ok(decision) if decision.is_allowed() => Ok(Some(decision)),
-        Ok(decision) if decision.is_blocked() => Err(Reason::Blocked(decision)),
-        Ok(decision) => Err(Reason::Quota(decision)),
-        Err(RateLimitError::Store(error)) => Err(Reason::Undecided(error)),
-        // Every limit is at least 1.
-        Err(RateLimitError::CostExceedsLimit { .. } | RateLimitError::NeedsPermit) => {
-            unreachable!("a request costs 1")
-        }
-    }
-}
-
-/// Two layers with policies of one name would charge each request twice, and their quota fields could not be told apart.
-fn pass(rules: &Rules, parts: &mut Parts) -> Result<(), Reason> {
-    let name = rules.policy.shared_name();
-    let passed = parts.extensions.get_or_insert_default::<Passed>();
-    if passed.0.contains(name) {
-        rules.report_twice();
-        return Err(Reason::DuplicatePolicy(Arc::clone(name)));
-    }
-    passed.0.push(Arc::clone(name));
-    Ok(())
 }
 
 impl<S: Clone, K> Clone for RateLimit<S, K> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
-            rules: self.rules.clone(),
+            rules: Arc::clone(&self.rules),
             key: Arc::clone(&self.key),
         }
     }

@@ -1,0 +1,180 @@
+//! Whether a request is admitted.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Extensions, Response, request::Parts};
+use redis_conn::Subject;
+
+use crate::{
+    Acquired, Decision, MissingKey, Permit, Policy, RateLimitError, Reason, Shadow,
+    key::{Key, KeyExtractor},
+    rules::Rules,
+    settle::Charged,
+};
+
+/// How a request goes on.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is taken apart where it is received; boxing would allocate for each admitted request"
+)]
+pub(crate) enum Step {
+    Admit { parts: Parts, admitted: Admitted },
+    Refuse(Response<Bytes>),
+}
+
+/// What an admitted request leaves to do when its response comes.
+#[derive(Default)]
+pub(crate) struct Admitted {
+    /// None if it passes uncounted.
+    pub(crate) decision: Option<Decision>,
+    /// In boxes: most layers have neither.
+    pub(crate) shadow: Option<Box<Shadow>>,
+    pub(crate) charged: Option<Box<Charged>>,
+    pub(crate) permit: Option<Arc<Permit>>,
+}
+
+/// The names of the policies that a request has passed already. They are few.
+#[derive(Clone, Default)]
+struct Passed(Vec<Arc<str>>);
+
+pub(crate) async fn step<K: KeyExtractor>(
+    rules: Arc<Rules>,
+    key: Arc<K>,
+    mut parts: Parts,
+) -> Step {
+    let outcome = admit(&rules, &*key, &mut parts).await;
+    let admitted = match outcome {
+        outcome if rules.shadow => Admitted::anyway(outcome),
+        Ok(admitted) => admitted,
+        Err(reason) => {
+            return Step::Refuse(rules.refuse.response(reason, &parts, rules.headers));
+        }
+    };
+    admitted.tell(&mut parts.extensions);
+    Step::Admit { parts, admitted }
+}
+
+async fn admit<K: KeyExtractor>(
+    rules: &Rules,
+    key: &K,
+    parts: &mut Parts,
+) -> Result<Admitted, Reason> {
+    if rules.deny.have_address_of(parts) {
+        return Err(Reason::Denied);
+    }
+    let policy = rules.policies.of(parts).await;
+    if let Some(policy) = &policy {
+        pass(rules, policy, parts)?;
+    } else if !rules.deny.name_subjects() {
+        return Ok(Admitted::default());
+    }
+    let subject = key.extract(parts).await.map(|key| key.map(Subject::from));
+    let known = subject.as_ref().ok().and_then(Option::as_ref);
+    if known.is_some_and(|subject| rules.deny.have_subject(subject)) {
+        return Err(Reason::Denied);
+    }
+    let Some(policy) = policy else {
+        return Ok(Admitted::default());
+    };
+    if known.is_some_and(|subject| rules.allow.have_subject(subject))
+        || rules.allow.have_address_of(parts)
+    {
+        return Ok(Admitted::default());
+    }
+    let subject = match (subject, rules.missing_key) {
+        (Ok(Some(subject)), _) => subject,
+        (Ok(None), MissingKey::Shared) => Key::anonymous().into(),
+        (Ok(None), MissingKey::Skip) => return Ok(Admitted::default()),
+        (Ok(None), MissingKey::Reject) => return Err(Reason::MissingKey),
+        (Ok(None), MissingKey::Unauthorized { challenge }) => {
+            return Err(Reason::Unauthorized { challenge });
+        }
+        (Err(error), _) => return Err(Reason::InvalidKey(error)),
+    };
+    let cost = rules.cost.of(parts);
+    charge(rules, &policy, subject, cost).await
+}
+
+async fn charge(
+    rules: &Rules,
+    policy: &Policy,
+    subject: Subject,
+    cost: u64,
+) -> Result<Admitted, Reason> {
+    let limiter = &rules.limiter;
+    let (decided, permit) = match cost {
+        0 => (limiter.peek(policy, subject.clone()).await, None),
+        _ if policy.has_leases() => match limiter.acquire(policy, subject.clone(), cost).await {
+            Ok(Acquired::Held(permit)) => (Ok(permit.decision().clone()), Some(Arc::new(permit))),
+            Ok(Acquired::Refused(decision)) => (Ok(decision), None),
+            Err(error) => (Err(error), None),
+        },
+        _ => (limiter.check(policy, subject.clone(), cost).await, None),
+    };
+    match decided {
+        Ok(decision) if decision.is_allowed() => Ok(Admitted {
+            charged: rules.settle.later(limiter, policy, &subject, &decision),
+            decision: Some(decision),
+            shadow: None,
+            permit,
+        }),
+        Ok(decision) if decision.is_blocked() => Err(Reason::Blocked(decision)),
+        Ok(decision) => Err(Reason::Quota(decision)),
+        Err(RateLimitError::Store(error)) => Err(Reason::Undecided(error)),
+        Err(RateLimitError::CostExceedsLimit { cost, limit }) => {
+            Err(Reason::CostExceedsLimit { cost, limit })
+        }
+        Err(RateLimitError::NeedsPermit) => unreachable!("where one is needed, it is acquired"),
+    }
+}
+
+/// Two layers with policies of one name would charge each request twice, and their quota fields could not be told apart.
+fn pass(rules: &Rules, policy: &Policy, parts: &mut Parts) -> Result<(), Reason> {
+    let name = policy.shared_name();
+    let passed = parts.extensions.get_or_insert_default::<Passed>();
+    if passed.0.contains(name) {
+        rules.report_twice(policy);
+        return Err(Reason::DuplicatePolicy(Arc::clone(name)));
+    }
+    passed.0.push(Arc::clone(name));
+    Ok(())
+}
+
+impl Admitted {
+    /// Whatever came out, noted but not enforced.
+    fn anyway(outcome: Result<Self, Reason>) -> Self {
+        match outcome {
+            Ok(admitted) => Self {
+                shadow: Some(Shadow::new(Ok(admitted.decision.clone())).into()),
+                ..admitted
+            },
+            Err(reason) => Self {
+                // A handler finds one wherever it would with an enforced limit.
+                decision: reason
+                    .decision()
+                    .cloned()
+                    .or_else(|| Some(Decision::open())),
+                shadow: Some(Shadow::new(Err(reason)).into()),
+                ..Self::default()
+            },
+        }
+    }
+
+    /// Tells those further in.
+    fn tell(&self, extensions: &mut Extensions) {
+        if let Some(shadow) = &self.shadow {
+            extensions.insert(Shadow::clone(shadow));
+        }
+        if let Some(decision) = &self.decision {
+            let enforced = self.shadow.is_none();
+            // What is not enforced hides nothing that is.
+            if enforced || extensions.get::<Decision>().is_none() {
+                extensions.insert(decision.clone());
+            }
+        }
+        if let Some(permit) = &self.permit {
+            extensions.insert(Arc::clone(permit));
+        }
+    }
+}
