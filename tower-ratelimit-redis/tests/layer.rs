@@ -4,99 +4,25 @@
     reason = "what cannot be unwrapped fails the test"
 )]
 
-use std::{
-    convert::Infallible, future::ready, net::SocketAddr, sync::Arc, task::Poll, time::Duration,
-};
+mod requests;
 
-use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, request::Parts};
+use std::{convert::Infallible, future::ready, net::SocketAddr, task::Poll, time::Duration};
+
+use http::{Request, Response, StatusCode, request::Parts};
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, Full};
-use redis_conn::{Backend, ManualClock};
+use http_body_util::BodyExt as _;
+use requests::{Body, all, from, layer, limiter, policy, problem, request, send, statuses, with};
 use serde_json::{Value, json};
 use testkit::{Probe, ProbeHandle, assert_auto_traits, drop_at_every_await, probe::Readiness};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt as _};
 use tower_ratelimit_redis::{
     Decision, HeaderStyle, Limiter, MissingKey, Policy, RateLimit, RateLimitLayer, ResponseBody,
     ResponseFuture, Source,
-    key::{self, Key, KeyError, KeyExtractor, PeerAddr},
+    key::{self, Key, KeyError, KeyExtractor},
 };
-
-type Body = Full<Bytes>;
 
 fn audit() -> redis_conn::Audit {
     redis_conn::Audit::new("test", "to begin anew")
-}
-
-/// A moment on which buckets of whole milliseconds begin, so that whole windows have round times.
-const START: u64 = 1_000_000_000_000;
-
-fn limiter() -> Limiter {
-    let clock = Arc::new(ManualClock::new(START));
-    Limiter::new(&Backend::builder().clock(clock).memory().unwrap())
-}
-
-fn policy(name: &str, max: u64) -> Policy {
-    let policy = Policy::new(name).limit(max, Duration::from_secs(32));
-    policy.build().unwrap()
-}
-
-fn layer(max: u64) -> RateLimitLayer {
-    RateLimitLayer::new(limiter(), policy("api", max))
-}
-
-fn request() -> Request<Body> {
-    Request::new(Body::default())
-}
-
-fn from(peer: &str) -> Request<Body> {
-    let mut request = request();
-    let peer: SocketAddr = peer.parse().unwrap();
-    request.extensions_mut().insert(PeerAddr(peer));
-    request
-}
-
-fn with(name: &'static str, value: &str) -> Request<Body> {
-    let mut request = request();
-    request.headers_mut().append(name, value.parse().unwrap());
-    request
-}
-
-async fn send<S, B>(service: &S, request: Request<Body>) -> Response<ResponseBody<B>>
-where
-    S: Service<Request<Body>, Response = Response<ResponseBody<B>>, Error = Infallible> + Clone,
-{
-    service.clone().oneshot(request).await.unwrap()
-}
-
-/// Sends requests one after the other and returns their status codes.
-async fn statuses<S, B>(service: &S, requests: impl IntoIterator<Item = Request<Body>>) -> Vec<u16>
-where
-    S: Service<Request<Body>, Response = Response<ResponseBody<B>>, Error = Infallible> + Clone,
-{
-    let mut found = Vec::new();
-    for request in requests {
-        found.push(send(service, request).await.status().as_u16());
-    }
-    found
-}
-
-fn all<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a str> {
-    let values = headers.get_all(name).iter();
-    values.map(|value| value.to_str().unwrap()).collect()
-}
-
-async fn problem(response: Response<ResponseBody<Body>>) -> Value {
-    assert_eq!(
-        all(response.headers(), "content-type"),
-        ["application/problem+json"]
-    );
-    assert_eq!(all(response.headers(), "cache-control"), ["no-store"]);
-    let status = response.status().as_u16();
-    let text = response.into_body().collect().await.unwrap().to_bytes();
-    let problem: Value = serde_json::from_slice(&text).unwrap();
-    assert_eq!(problem["status"], status);
-    problem
 }
 
 mod contract {
