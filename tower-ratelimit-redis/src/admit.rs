@@ -34,9 +34,12 @@ pub(crate) struct Admitted {
     pub(crate) permit: Option<Arc<Permit>>,
 }
 
-/// The names of the policies that a request has passed already. They are few.
-#[derive(Clone, Default)]
-struct Passed(Vec<Arc<str>>);
+/// The names of the policies that a request has passed already. Most pass one, which needs no list.
+#[derive(Clone)]
+struct Passed {
+    first: Arc<str>,
+    more: Vec<Arc<str>>,
+}
 
 pub(crate) async fn step<K: KeyExtractor>(
     rules: Arc<Rules>,
@@ -103,18 +106,19 @@ async fn charge(
     cost: u64,
 ) -> Result<Admitted, Reason> {
     let limiter = &rules.limiter;
+    let kept = rules.settle.is_set().then(|| subject.clone());
     let (decided, permit) = match cost {
-        0 => (limiter.peek(policy, subject.clone()).await, None),
-        _ if policy.has_leases() => match limiter.acquire(policy, subject.clone(), cost).await {
+        0 => (limiter.peek(policy, subject).await, None),
+        _ if policy.has_leases() => match limiter.acquire(policy, subject, cost).await {
             Ok(Acquired::Held(permit)) => (Ok(permit.decision().clone()), Some(Arc::new(permit))),
             Ok(Acquired::Refused(decision)) => (Ok(decision), None),
             Err(error) => (Err(error), None),
         },
-        _ => (limiter.check(policy, subject.clone(), cost).await, None),
+        _ => (limiter.check(policy, subject, cost).await, None),
     };
     match decided {
         Ok(decision) if decision.is_allowed() => Ok(Admitted {
-            charged: rules.settle.later(limiter, policy, &subject, &decision),
+            charged: kept.map(|subject| rules.settle.later(limiter, policy, subject, &decision)),
             decision: Some(decision),
             shadow: None,
             permit,
@@ -132,12 +136,19 @@ async fn charge(
 /// Two layers with policies of one name would charge each request twice, and their quota fields could not be told apart.
 fn pass(rules: &Rules, policy: &Policy, parts: &mut Parts) -> Result<(), Reason> {
     let name = policy.shared_name();
-    let passed = parts.extensions.get_or_insert_default::<Passed>();
-    if passed.0.contains(name) {
-        rules.report_twice(policy);
-        return Err(Reason::DuplicatePolicy(Arc::clone(name)));
+    match parts.extensions.get_mut::<Passed>() {
+        None => {
+            parts.extensions.insert(Passed {
+                first: Arc::clone(name),
+                more: Vec::new(),
+            });
+        }
+        Some(passed) if passed.first == *name || passed.more.contains(name) => {
+            rules.report_twice(policy);
+            return Err(Reason::DuplicatePolicy(Arc::clone(name)));
+        }
+        Some(passed) => passed.more.push(Arc::clone(name)),
     }
-    passed.0.push(Arc::clone(name));
     Ok(())
 }
 

@@ -29,25 +29,27 @@ pub(crate) struct Settle {
 }
 
 impl Settle {
-    /// What `decision` has charged, if anybody will ask how much it should have been.
+    /// Whether anybody finds out.
+    pub(crate) fn is_set(&self) -> bool {
+        self.by_head.is_some() || self.bytes_per_unit.is_some()
+    }
+
+    /// What `decision` has charged, until it turns out how much it should have been.
     pub(crate) fn later(
         &self,
         limiter: &Limiter,
         policy: &Policy,
-        subject: &Subject,
+        subject: Subject,
         decision: &Decision,
-    ) -> Option<Box<Charged>> {
-        if self.by_head.is_none() && self.bytes_per_unit.is_none() {
-            return None;
-        }
-        Some(Box::new(Charged {
+    ) -> Box<Charged> {
+        Box::new(Charged {
             settle: self.clone(),
             limiter: limiter.clone(),
             policy: policy.clone(),
-            subject: subject.clone(),
+            subject,
             decision: decision.clone(),
             runtime: Handle::try_current().ok(),
-        }))
+        })
     }
 }
 
