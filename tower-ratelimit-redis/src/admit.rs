@@ -9,6 +9,7 @@ use redis_conn::Subject;
 use crate::{
     Acquired, Decision, MissingKey, Permit, Policy, RateLimitError, Reason, Shadow,
     key::{Key, KeyExtractor},
+    metrics::{self, Outcome},
     rules::Rules,
     settle::Charged,
 };
@@ -46,7 +47,16 @@ pub(crate) async fn step<K: KeyExtractor>(
     key: Arc<K>,
     mut parts: Parts,
 ) -> Step {
-    let outcome = admit(&rules, &*key, &mut parts).await;
+    let (policy, outcome) = if rules.deny.have_address_of(&parts) {
+        (rules.policies.only(), Err(Reason::Denied))
+    } else {
+        let policy = rules.policies.of(&mut parts).await;
+        let outcome = admit(&rules, policy.as_ref(), &*key, &mut parts).await;
+        (policy, outcome)
+    };
+    if let Some(policy) = &policy {
+        metrics::requested(policy, None, outcome_of(&outcome, rules.shadow));
+    }
     let admitted = match outcome {
         outcome if rules.shadow => Admitted::anyway(outcome),
         Ok(admitted) => admitted,
@@ -58,16 +68,28 @@ pub(crate) async fn step<K: KeyExtractor>(
     Step::Admit { parts, admitted }
 }
 
+fn outcome_of(outcome: &Result<Admitted, Reason>, shadow: bool) -> Outcome {
+    match outcome {
+        Ok(admitted) if admitted.decision.is_some() => Outcome::Allowed,
+        Ok(_) => Outcome::Skipped,
+        Err(_) if shadow => Outcome::Shadowed,
+        Err(
+            Reason::Quota(_)
+            | Reason::Blocked(_)
+            | Reason::CostExceedsLimit { .. }
+            | Reason::Denied,
+        ) => Outcome::Denied,
+        Err(_) => Outcome::Failed,
+    }
+}
+
 async fn admit<K: KeyExtractor>(
     rules: &Rules,
+    policy: Option<&Policy>,
     key: &K,
     parts: &mut Parts,
 ) -> Result<Admitted, Reason> {
-    if rules.deny.have_address_of(parts) {
-        return Err(Reason::Denied);
-    }
-    let policy = rules.policies.of(parts).await;
-    if let Some(policy) = &policy {
+    if let Some(policy) = policy {
         pass(rules, policy, parts)?;
     } else if !rules.deny.name_subjects() {
         return Ok(Admitted::default());
@@ -96,7 +118,7 @@ async fn admit<K: KeyExtractor>(
         (Err(error), _) => return Err(Reason::InvalidKey(error)),
     };
     let cost = rules.cost.of(parts);
-    charge(rules, &policy, subject, cost).await
+    charge(rules, policy, subject, cost).await
 }
 
 async fn charge(
@@ -186,6 +208,49 @@ impl Admitted {
         }
         if let Some(permit) = &self.permit {
             extensions.insert(Arc::clone(permit));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use redis_conn::ErrorKind;
+
+    use super::*;
+    use crate::refusal::tests::{blocked, quota, undecided};
+
+    #[test]
+    fn each_outcome_is_counted_as_what_it_is() {
+        let decided = || {
+            Ok(Admitted {
+                decision: Some(Decision::open()),
+                ..Admitted::default()
+            })
+        };
+        let exceeds = Reason::CostExceedsLimit { cost: 2, limit: 1 };
+        let cases = [
+            (decided(), Outcome::Allowed, Outcome::Allowed),
+            (Ok(Admitted::default()), Outcome::Skipped, Outcome::Skipped),
+            (Err(quota(None, &[])), Outcome::Denied, Outcome::Shadowed),
+            (
+                Err(blocked(Duration::ZERO, &[])),
+                Outcome::Denied,
+                Outcome::Shadowed,
+            ),
+            (Err(exceeds), Outcome::Denied, Outcome::Shadowed),
+            (Err(Reason::Denied), Outcome::Denied, Outcome::Shadowed),
+            (
+                Err(undecided(ErrorKind::Timeout)),
+                Outcome::Failed,
+                Outcome::Shadowed,
+            ),
+            (Err(Reason::MissingKey), Outcome::Failed, Outcome::Shadowed),
+        ];
+        for (outcome, enforced, shadow) in cases {
+            let found = [false, true].map(|shadow| outcome_of(&outcome, shadow));
+            assert_eq!(found, [enforced, shadow]);
         }
     }
 }

@@ -2,13 +2,14 @@
 
 use std::{any::type_name, fmt, num::NonZeroU64, sync::Arc, time::Duration};
 
-use http::{HeaderValue, request::Parts, response};
+use http::{request::Parts, response};
 use redis_conn::Backend;
 use tower_layer::Layer;
 
 use crate::{
     Callers, HeaderStyle, LegacyReset, Limiter, Policy, PolicyResolver, RateLimit, Reject,
     key::{KeyExtractor, PeerIp},
+    metrics,
     resolver::Policies,
     rules::{Cost, Rules},
 };
@@ -66,6 +67,7 @@ pub enum MissingKey {
 impl RateLimitLayer {
     /// A layer that limits by the address of the peer.
     pub fn new(limiter: Limiter, policy: Policy) -> Self {
+        metrics::known(&policy);
         Self::with(limiter, Policies::One(policy))
     }
 
@@ -169,7 +171,8 @@ impl<K> RateLimitLayer<K> {
     /// If the challenge of [`MissingKey::Unauthorized`] is no value of a header field.
     pub fn missing_key(mut self, missing_key: MissingKey) -> Self {
         if let MissingKey::Unauthorized { challenge } = missing_key {
-            let valid = HeaderValue::from_str(challenge).is_ok();
+            // As strict as `HeaderValue::from_static`, which makes the field.
+            let valid = challenge.bytes().all(|byte| matches!(byte, b' '..=b'~'));
             assert!(
                 valid,
                 "the challenge {challenge:?}, expected printable ASCII"

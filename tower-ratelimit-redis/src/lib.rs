@@ -107,6 +107,21 @@
 //! the store can still test a guess: an address or a short user id is found by trying all of them, a random API key is not.
 //! The names of policies are stored and logged as they are.
 //!
+//! # Requests
+//!
+//! A [`RateLimitLayer`] asks of each request:
+//!
+//! | what | set by | if not set |
+//! |---|---|---|
+//! | whether its caller is always refused or always admitted | [`deny`](RateLimitLayer::deny), [`allow`](RateLimitLayer::allow) | nobody is |
+//! | which limits it has | [`policy_by`](RateLimitLayer::policy_by) | those of [`new`](RateLimitLayer::new) |
+//! | whose it is | [`key`](RateLimitLayer::key) | that of its peer's address |
+//! | what it costs | [`cost`](RateLimitLayer::cost) | 1 |
+//! | what it has cost in the end | [`settle`](RateLimitLayer::settle), [`settle_by_body`](RateLimitLayer::settle_by_body) | as before |
+//!
+//! [`RateLimitLayer::per_minute`] is a layer that needs none of it, and no limiter. In [shadow mode](RateLimitLayer::shadow) a
+//! layer decides and counts, and refuses nobody.
+//!
 //! # Responses
 //!
 //! Admitted and refused responses have the fields of [`HeaderStyle`]. The inner service is called only after a request was
@@ -121,6 +136,9 @@
 //! | a limit is reached | 429 | `quota-exceeded` with `violated-policies` | `RESOURCE_EXHAUSTED` |
 //! | a penalty | 429 | `abnormal-usage-detected` | `RESOURCE_EXHAUSTED` |
 //! | the store is away, with `Closed` | 503 | `temporary-reduced-capacity` | `UNAVAILABLE` |
+//! | it costs more than a limit | 429 without `Retry-After` | `quota-exceeded` | `RESOURCE_EXHAUSTED` |
+//! | the caller is denied | 403 | `about:blank` | `PERMISSION_DENIED` |
+//! | no key, with `Unauthorized` | 401 with `WWW-Authenticate` | `about:blank` | `UNAUTHENTICATED` |
 //! | no key, or one that is none | 400 | `about:blank` | `INVALID_ARGUMENT` |
 //! | a wrong configuration | 500 | `about:blank` | `INTERNAL` |
 //!

@@ -60,6 +60,14 @@ impl Policies {
         Self::By(Arc::new(resolver))
     }
 
+    /// That of a layer which has one policy.
+    pub(crate) fn only(&self) -> Option<Policy> {
+        match self {
+            Self::One(policy) => Some(policy.clone()),
+            Self::By(_) => None,
+        }
+    }
+
     pub(crate) async fn of(&self, parts: &mut Parts) -> Option<Policy> {
         match self {
             Self::One(policy) => Some(policy.clone()),

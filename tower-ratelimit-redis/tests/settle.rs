@@ -17,7 +17,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, response};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
-use requests::{Body, limiter, policy, request};
+use redis_conn::Backend;
+use requests::{Body, backend, policy, request};
 use testkit::Probe;
 use tokio::{runtime::Handle, task::yield_now};
 use tower::{Layer as _, Service, ServiceExt as _};
@@ -30,14 +31,18 @@ const ANONYMOUS: &str = "\0anonymous";
 struct Account {
     limiter: Limiter,
     policy: Policy,
+    /// It may have tasks of its own, which end with it.
+    _backend: Backend,
     tasks: usize,
 }
 
 impl Account {
     fn of(max: u64) -> Self {
+        let backend = backend();
         Self {
-            limiter: limiter(),
+            limiter: Limiter::new(&backend),
             policy: policy("api", max),
+            _backend: backend,
             tasks: Handle::current().metrics().num_alive_tasks(),
         }
     }

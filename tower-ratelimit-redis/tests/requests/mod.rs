@@ -19,9 +19,13 @@ pub(crate) type Body = Full<Bytes>;
 /// A moment on which buckets of whole milliseconds begin, so that whole windows have round times.
 const START: u64 = 1_000_000_000_000;
 
-pub(crate) fn limiter() -> Limiter {
+pub(crate) fn backend() -> Backend {
     let clock = Arc::new(ManualClock::new(START));
-    Limiter::new(&Backend::builder().clock(clock).memory().unwrap())
+    Backend::builder().clock(clock).memory().unwrap()
+}
+
+pub(crate) fn limiter() -> Limiter {
+    Limiter::new(&backend())
 }
 
 pub(crate) fn policy(name: &str, max: u64) -> Policy {
