@@ -1,38 +1,54 @@
-//! Health endpoints on plain hyper, without a framework.
+//! A rate limit and health endpoints on plain hyper, without a framework: 5 requests per client and 10 seconds.
 //!
 //! ```text
 //! cargo run -p hyper-quickstart
 //! curl -i http://127.0.0.1:3000/health/ready
+//! for i in 1 2 3 4 5 6; do curl -i http://127.0.0.1:3000/; done
 //! ```
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::future::ready;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use redis_conn::{Backend, Health};
 use tokio::net::TcpListener;
+use tower::ServiceBuilder;
+use tower_ratelimit_redis::{Limiter, Policy, PolicyError, RateLimitLayer, key::PeerAddr};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let backend = Backend::from_env().await?;
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
-    println!("try http://127.0.0.1:3000/health/ready");
+    println!("try http://127.0.0.1:3000/ and http://127.0.0.1:3000/health/ready");
     serve(listener, backend).await
 }
 
 async fn serve(listener: TcpListener, backend: Backend) -> Result<(), Box<dyn Error>> {
+    let limit = limit(&backend)?;
+    let service = ServiceBuilder::new()
+        .layer(limit)
+        .service_fn(move |request: Request<Incoming>| ready(answer(&backend, &request)));
     loop {
-        let (stream, _) = listener.accept().await?;
-        let backend = backend.clone();
+        let (stream, peer) = listener.accept().await?;
+        // The limiter does not know hyper, so it is told whom a request is from.
+        let service = ServiceBuilder::new()
+            .map_request(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(PeerAddr(peer));
+                request
+            })
+            .service(service.clone());
         tokio::spawn(async move {
-            let service = service_fn(async |request| answer(&backend, &request));
+            let service = TowerToHyperService::new(service);
             let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             // A client that goes away is no error of the server.
             let _ = connection.await;
@@ -40,11 +56,27 @@ async fn serve(listener: TcpListener, backend: Backend) -> Result<(), Box<dyn Er
     }
 }
 
+/// Whoever asks for the health of the server is never refused.
+fn limit(backend: &Backend) -> Result<RateLimitLayer, PolicyError> {
+    let policy = Policy::new("quickstart")
+        .limit(5, Duration::from_secs(10))
+        .build()?;
+    let limiter = Limiter::new(backend);
+    Ok(RateLimitLayer::policy_by(
+        limiter,
+        move |request: &mut Parts| {
+            let health = request.uri.path().starts_with("/health");
+            (!health).then(|| policy.clone())
+        },
+    ))
+}
+
 fn answer(
     backend: &Backend,
     request: &Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(match request.uri().path() {
+        "/" => respond(200, "hello\n"),
         "/health/live" => respond(200, "ok"),
         "/health" | "/health/ready" => health(&backend.health()),
         _ => respond(404, "no such route"),
@@ -71,9 +103,10 @@ fn respond(status: u16, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::sync::Arc;
     use std::time::Duration;
 
-    use redis_conn::Config;
+    use redis_conn::{Config, ManualClock};
     use testkit::RedisServer;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
@@ -119,8 +152,25 @@ mod tests {
         assert!(ready.contains("cache-control: no-store\r\n"), "{ready}");
         let live = get(address, "/health/live").await;
         assert!(live.starts_with("HTTP/1.1 200 "), "{live}");
-        let nowhere = get(address, "/").await;
+        let nowhere = get(address, "/nowhere").await;
         assert!(nowhere.starts_with("HTTP/1.1 404 "), "{nowhere}");
+    }
+
+    #[tokio::test]
+    async fn a_client_is_limited_and_still_told_how_the_server_is() {
+        let clock = Arc::new(ManualClock::new(1_000_000_000));
+        let backend = Backend::builder().clock(clock).memory().unwrap();
+        let address = started(&backend).await;
+        for _ in 0..5 {
+            let hello = get(address, "/").await;
+            assert!(hello.starts_with("HTTP/1.1 200 "), "{hello}");
+        }
+        let refused = get(address, "/").await;
+        assert!(refused.starts_with("HTTP/1.1 429 "), "{refused}");
+        assert!(refused.contains("retry-after: "), "{refused}");
+        let ready = get(address, "/health/ready").await;
+        assert!(ready.starts_with("HTTP/1.1 200 "), "{ready}");
+        assert!(!ready.contains("ratelimit"), "{ready}");
     }
 
     async fn until_ready_is(address: SocketAddr, status: u16, overall: &str) {
