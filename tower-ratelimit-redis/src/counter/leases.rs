@@ -68,8 +68,6 @@ impl Leases {
         (self.used(now) <= most).then_some(0)
     }
 
-    pub(crate) fn scale(&mut self, _: impl Fn(u32) -> u32, _: u64) {}
-
     /// Holds a permit for another lease. Tells whether it was held until now.
     pub(crate) fn renew(&mut self, name: u64, now: u64) -> bool {
         let ends = now.saturating_add(self.lease);

@@ -93,7 +93,7 @@ impl Log {
     }
 
     /// The sum is what is scaled, or many small entries would lose too much.
-    pub(crate) fn scale(&mut self, scale: impl Fn(u32) -> u32, _: u64) {
+    pub(crate) fn scale(&mut self, scale: impl Fn(u32) -> u32) {
         let (mut sum, mut scaled) = (0_u32, 0_u32);
         for entry in &mut self.entries {
             sum = sum.saturating_add(entry.units);

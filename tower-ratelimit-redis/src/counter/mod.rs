@@ -222,14 +222,22 @@ impl Counter {
         until.map(Duration::from_micros)
     }
 
-    /// Multiplies what counts by `to` / `from`. Permits are what they are.
+    /// Multiplies what counts by `to` / `from`.
     pub(crate) fn scale(&mut self, to: u32, from: u32, now: Now) {
         let now = now.of(self.kind);
         let scale = |units: u32| {
             let scaled = u64::from(units) * u64::from(to) / u64::from(from.max(1));
             u32::try_from(scaled).unwrap_or(u32::MAX)
         };
-        each_state!(&mut self.state, counter => counter.scale(scale, now));
+        match &mut self.state {
+            State::Strict(ring) => ring.scale(scale),
+            State::Sliding(sliding) => sliding.scale(scale),
+            State::Gcra(gcra) => gcra.scale(scale, now),
+            State::Log(log) => log.scale(scale),
+            State::Fixed(fixed) => fixed.scale(scale, now),
+            // A permit is held as a whole.
+            State::Leases(_) => {}
+        }
     }
 
     pub(crate) fn leases_mut(&mut self) -> Option<&mut Leases> {

@@ -96,7 +96,7 @@ impl Sliding {
         low
     }
 
-    pub(crate) fn scale(&mut self, scale: impl Fn(u32) -> u32, _: u64) {
+    pub(crate) fn scale(&mut self, scale: impl Fn(u32) -> u32) {
         self.previous = scale(self.previous);
         self.current = scale(self.current);
     }

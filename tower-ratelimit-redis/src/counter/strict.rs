@@ -146,7 +146,7 @@ impl Ring {
     }
 
     /// The sums are what is scaled, or many small buckets would lose too much.
-    pub(crate) fn scale(&mut self, scale: impl Fn(u32) -> u32, _: u64) {
+    pub(crate) fn scale(&mut self, scale: impl Fn(u32) -> u32) {
         let (mut sum, mut scaled) = (0_u32, 0_u32);
         for slot in &mut self.slots {
             sum = sum.saturating_add(*slot);

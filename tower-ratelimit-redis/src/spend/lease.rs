@@ -121,7 +121,7 @@ impl Leases {
         let (left, until) = (chunk.left, chunk.until);
         let now = limiter.now();
         if self.chunks.insert(name, chunk, |chunk| chunk.until <= now) {
-            self.lapse(limiter, name, until);
+            Self::lapse(limiter, name, until);
         } else if left > 0 {
             // There is no room to remember it.
             limiter.give_back(policy, subject, left, charged).await?;
@@ -158,7 +158,7 @@ impl Leases {
     }
 
     /// Gives back what is left when the chunk has lapsed, and forgets it where no other came in its place.
-    fn lapse(&self, limiter: &Arc<Inner>, name: &Name, until: u64) {
+    fn lapse(limiter: &Arc<Inner>, name: &Name, until: u64) {
         let (limiter, name) = (Arc::downgrade(limiter), name.clone());
         let wait = limiter
             .upgrade()
