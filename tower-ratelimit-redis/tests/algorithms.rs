@@ -245,6 +245,22 @@ mod cases {
         }
     }
 
+    /// A step that only the finer of two counters can see, stored by a call that is refused.
+    pub(super) async fn a_refusal_ages_what_other_policies_count(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let coarse = Policy::new("test").limit(1, 100 * WINDOW).build().unwrap();
+        let fine = Policy::new("test").limit_by(Algorithm::SlidingLog, 5, WINDOW);
+        let fine = fine.build().unwrap();
+        check(&limiter, &coarse, 1).await;
+        check(&limiter, &fine, 5).await;
+        fixture.set(START - 10_000_000).await;
+        assert!(!check(&limiter, &coarse, 1).await.is_allowed());
+        fixture.set(START).await;
+        let refused = check(&limiter, &fine, 1).await;
+        let wait = WINDOW - Duration::from_secs(10);
+        assert_eq!(refused.retry_after(), Some(wait), "ten seconds have passed");
+    }
+
     pub(super) async fn a_clock_that_went_back_an_hour_locks_nobody_out(fixture: &impl Fixture) {
         let limiter = limiter(fixture);
         let window = HOUR / 6;
@@ -294,5 +310,6 @@ fixture::on_each_backend! {
     a_value_of_version_1_is_read
     the_layout_of_permits_is_that_of_version_1
     a_bucket_holds_its_burst_at_one_instant
+    a_refusal_ages_what_other_policies_count
     a_clock_that_went_back_an_hour_locks_nobody_out
 }

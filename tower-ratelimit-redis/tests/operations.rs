@@ -217,6 +217,19 @@ mod cases {
         assert!(fixture.lasts(long).await, "after the clock went back");
     }
 
+    pub(super) async fn a_block_does_not_prolong_what_is_counted(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let policy = ten(Algorithm::StrictWindow);
+        let decision = check(&limiter, &policy, 1).await;
+        let keep = |stored: fixture::Stored| stored[0].1[6..14].to_vec();
+        let before = fixture.stored().await.map(keep);
+        let day = 24 * WINDOW;
+        limiter.block(&policy, "a", day, &audit()).await.unwrap();
+        limiter.settle(&policy, "a", &decision, 2).await.unwrap();
+        assert!(fixture.lasts(24 * HOUR).await);
+        assert_eq!(fixture.stored().await.map(keep), before);
+    }
+
     pub(super) async fn a_quota_of_ones_own(fixture: &impl Fixture) {
         let limiter = limiter(fixture);
         for algorithm in RATES {
@@ -478,6 +491,7 @@ fixture::on_each_backend! {
     a_cost_is_settled_both_ways
     a_block_refuses_every_call
     a_block_outlasts_what_else_is_done
+    a_block_does_not_prolong_what_is_counted
     a_quota_of_ones_own
     a_higher_revision_applies_its_change_once
     a_refused_call_begins_a_revision_too

@@ -146,11 +146,8 @@ for k = 1, #KEYS do
           written = written .. charged[kind](value, place, span, more, ahead, nil, unpack('<I4', value, place - 12))
         end
       end
-      if blocked > now then
-        lasts = max(lasts, ceil((blocked - now) / 1000) + 1)
-      end
       value = pack('<BBI4I8I8', 1, stored, sum > 0 and max(found, revision) or found, lasts, blocked) .. written
-      redis.call('SET', KEYS[k], value, 'PX', lasts)
+      redis.call('SET', KEYS[k], value, 'PX', max(lasts, ceil((blocked - now) / 1000) + 1))
     end
     answer[2 * k], answer[2 * k + 1] = granted, value
   end
