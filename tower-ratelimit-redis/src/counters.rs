@@ -218,6 +218,7 @@ impl Counters {
     }
 
     /// Whether nothing was ever counted.
+    #[cfg(feature = "sqlite")]
     pub(crate) fn is_new(&self) -> bool {
         self.list.is_empty()
     }
