@@ -12,8 +12,8 @@ use crate::{
     away::Away,
     denied::Denied,
     fallback::Fallback,
-    limiter::Inner,
     metrics::Meters,
+    shared::Shared,
     spend::{Behind, Leases},
     store::{AnyStore, MemoryStore},
 };
@@ -123,7 +123,7 @@ impl LimiterBuilder {
         } else {
             self.denied
         };
-        let inner = Arc::new_cyclic(|me| Inner {
+        let inner = Arc::new_cyclic(|me| Shared {
             me: me.clone(),
             store,
             fallback,

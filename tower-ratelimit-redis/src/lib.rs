@@ -191,6 +191,7 @@ mod rules;
 mod service;
 mod settle;
 mod shadow;
+mod shared;
 mod spend;
 mod store;
 mod trace;

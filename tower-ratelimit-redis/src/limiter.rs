@@ -1,24 +1,18 @@
 //! The handle.
 
-use std::{
-    sync::{Arc, OnceLock, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use redis_conn::{Audit, Backend, Check, Clock, Drain, Error, Part, Phase, Subject};
+use redis_conn::{Audit, Backend, Error, Subject};
 use tokio::time::Instant;
 
 use crate::{
     Decision, LimiterBuilder, Policy, RateLimitError, Source, Spending,
-    away::Away,
-    counter::{Charge, Charged},
+    counter::Charge,
     counters::Ask,
-    denied::Denied,
-    fallback::Fallback,
-    metrics::{self, Began, Meters},
+    metrics::Began,
     permit::{Acquired, Keeper, Permit},
-    spend::{Behind, Leases},
-    store::{AnyStore, Asked, Store, digest},
+    shared::Shared,
+    store::{Asked, digest},
     trace,
 };
 
@@ -41,24 +35,7 @@ use crate::{
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Limiter(pub(crate) Arc<Inner>);
-
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) me: Weak<Self>,
-    pub(crate) store: AnyStore,
-    pub(crate) fallback: Fallback,
-    pub(crate) away: Away,
-    /// None where the store is in this process.
-    pub(crate) denied: Option<Arc<Denied>>,
-    pub(crate) leases: Leases,
-    pub(crate) behind: Behind,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) timeout: Duration,
-    /// From the first permit on.
-    pub(crate) keeper: OnceLock<Arc<Keeper>>,
-    pub(crate) meters: Meters,
-}
+pub struct Limiter(pub(crate) Arc<Shared>);
 
 impl Limiter {
     /// A limiter with the defaults of [`builder`](Self::builder).
@@ -155,10 +132,7 @@ impl Limiter {
         let cost = asked.charge.units;
         let decision = match self.decide_early(policy, subject, asked).await {
             Ok(decision) => decision,
-            Err(error) => {
-                metrics::failed(policy, &error);
-                inner.fallback.decide(policy, subject, asked, error)?
-            }
+            Err(error) => inner.fallback.decide(policy, subject, asked, error)?,
         };
         inner.meters.decided(policy, &decision, began);
         if !decision.is_allowed() {
@@ -236,10 +210,7 @@ impl Limiter {
             let inner = &*self.0;
             match inner.look(policy, &subject, 1).await {
                 Ok(decision) => Ok(decision),
-                Err(error) => {
-                    metrics::failed(policy, &error);
-                    Ok(inner.fallback.look(policy, &subject, 1, error)?)
-                }
+                Err(error) => Ok(inner.fallback.look(policy, &subject, 1, error)?),
             }
         }
     }
@@ -448,117 +419,6 @@ impl Limiter {
             audit.record("rate limit reset", object, &outcome);
             Ok(outcome?)
         }
-    }
-}
-
-/// What is asked of the store, and what the fallback hears of it.
-impl Inner {
-    /// The time in this process.
-    pub(crate) fn now(&self) -> u64 {
-        self.clock.boot_micros()
-    }
-
-    pub(crate) async fn ask(
-        &self,
-        policy: &Policy,
-        subject: &Subject,
-        asked: Asked,
-    ) -> Result<Decision, Error> {
-        self.away.may_ask(subject)?;
-        let decided = self.store.decide(policy, subject, asked, self.timeout);
-        let decision = self.heard(subject, decided.await)?;
-        let charge = Charge {
-            units: decision.units(),
-            ..asked.charge
-        };
-        self.fallback.charge(policy, subject, charge);
-        Ok(decision)
-    }
-
-    pub(crate) async fn look(
-        &self,
-        policy: &Policy,
-        subject: &Subject,
-        cost: u32,
-    ) -> Result<Decision, Error> {
-        self.away.may_ask(subject)?;
-        let seen = self.store.look(policy, subject, cost, self.timeout);
-        self.heard(subject, seen.await)
-    }
-
-    /// Whether the store answers, is known from each answer.
-    fn heard<T>(&self, subject: &Subject, answer: Result<T, Error>) -> Result<T, Error> {
-        match &answer {
-            Ok(_) => {
-                self.away.answered(subject);
-                self.fallback.store_answered();
-            }
-            Err(error) => self.away.failed(subject, error),
-        }
-        answer
-    }
-
-    pub(crate) async fn give_back(
-        &self,
-        policy: &Policy,
-        subject: &Subject,
-        units: u32,
-        charged: Charged,
-    ) -> Result<(), Error> {
-        let refund = self
-            .store
-            .refund(policy, subject, units, charged, self.timeout);
-        self.heard(subject, refund.await)?;
-        self.fallback.refund(policy, subject, units);
-        Ok(())
-    }
-
-    async fn block(&self, policy: &Policy, subject: &Subject, time: Duration) -> Result<(), Error> {
-        let blocked = self.store.block(policy, subject, time, self.timeout);
-        self.heard(subject, blocked.await)?;
-        self.fallback.block(policy, subject, time);
-        self.forget_refusals(policy, subject).await
-    }
-
-    async fn reset(&self, policy: &Policy, subject: &Subject) -> Result<(), Error> {
-        // After a failed reset the counts of the store are what they were, so those of the fallback are too.
-        let reset = self.store.reset(policy, subject, self.timeout);
-        self.heard(subject, reset.await)?;
-        self.fallback.reset(policy, subject);
-        self.forget_refusals(policy, subject).await
-    }
-
-    async fn forget_refusals(&self, policy: &Policy, subject: &Subject) -> Result<(), Error> {
-        match &self.denied {
-            Some(denied) => denied.forget_everywhere(policy, subject).await,
-            None => Ok(()),
-        }
-    }
-}
-
-impl Part for Inner {
-    fn name(&self) -> &str {
-        "rate-limit"
-    }
-
-    fn phase(&self) -> Phase {
-        Phase::WriteBehind
-    }
-
-    fn check(&self) -> Check {
-        self.fallback.check()
-    }
-
-    /// Writes what was admitted and not told yet, and gives back what was reserved.
-    fn drain(&self, _: Duration) -> Drain {
-        let limiter = self.me.upgrade();
-        Box::pin(async move {
-            if let Some(limiter) = limiter {
-                limiter.behind.drain(&limiter).await?;
-                limiter.leases.drain(&limiter).await?;
-            }
-            Ok(())
-        })
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     Decision, Limiter, Policy, RateLimitError,
     counter::Charge,
     counters::Ask,
-    limiter::Inner,
+    shared::Shared,
     store::{Asked, Permits, Store},
 };
 
@@ -172,7 +172,7 @@ impl Drop for Held {
 
 /// Renews the permits of this process, and releases those that are dropped.
 pub(crate) struct Keeper {
-    limiter: Weak<Inner>,
+    limiter: Weak<Shared>,
     held: Mutex<HashMap<u64, Renewal>>,
     releases: mpsc::UnboundedSender<(Place, u64)>,
 }
@@ -186,7 +186,7 @@ struct Renewal {
 
 impl Keeper {
     /// Begins a task on the runtime of the caller, which ends with the keeper.
-    pub(crate) fn start(limiter: &Arc<Inner>) -> Arc<Self> {
+    pub(crate) fn start(limiter: &Arc<Shared>) -> Arc<Self> {
         let (releases, dropped) = mpsc::unbounded_channel();
         let keeper = Arc::new(Self {
             limiter: Arc::downgrade(limiter),
@@ -231,7 +231,7 @@ impl Keeper {
         (due.0, next)
     }
 
-    async fn renew(&self, limiter: &Inner, place: &Place, names: &[u64]) {
+    async fn renew(&self, limiter: &Shared, place: &Place, names: &[u64]) {
         // Without an answer they may be held still; that is tried again.
         let Ok(renewed) = limiter.permits(place, Permits::Renew, names).await else {
             return;
@@ -309,7 +309,7 @@ async fn keep(keeper: Weak<Keeper>, mut dropped: mpsc::UnboundedReceiver<(Place,
     }
 }
 
-impl Inner {
+impl Shared {
     /// In the store, and in the fallback, which holds them too.
     async fn permits(
         &self,

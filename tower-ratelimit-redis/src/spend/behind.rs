@@ -19,7 +19,7 @@ use crate::{
     Decision, Policy, Source, Spending,
     counter::Charge,
     counters::Ask,
-    limiter::Inner,
+    shared::Shared,
     store::{Asked, micros},
 };
 
@@ -54,7 +54,7 @@ impl Behind {
     /// Decides by what is known; where nothing is, or nothing is left, the store does.
     pub(crate) async fn decide(
         &self,
-        limiter: &Arc<Inner>,
+        limiter: &Arc<Shared>,
         policy: &Policy,
         subject: &Subject,
         asked: Asked,
@@ -98,7 +98,7 @@ impl Behind {
     }
 
     /// Tells the store what was admitted since.
-    async fn write(&self, limiter: &Inner, name: &Name) -> Result<(), Error> {
+    async fn write(&self, limiter: &Shared, name: &Name) -> Result<(), Error> {
         let since = {
             let mut shard = self.counts.shard(name);
             shard.get_mut(name).map(|count| {
@@ -127,7 +127,7 @@ impl Behind {
     }
 
     /// Begins to write what is due, unless somebody does already.
-    fn begin(&self, limiter: &Arc<Inner>, interval: Duration) {
+    fn begin(&self, limiter: &Arc<Shared>, interval: Duration) {
         if self.writing.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -156,7 +156,7 @@ impl Behind {
     }
 
     /// Writes what is due and forgets who did not call. Tells when it is to be done again; nothing if nobody is left.
-    async fn write_due(&self, limiter: &Inner) -> Option<Duration> {
+    async fn write_due(&self, limiter: &Shared) -> Option<Duration> {
         let now = limiter.now();
         let mut due = Vec::new();
         for shard in &self.counts.shards {
@@ -189,7 +189,7 @@ impl Behind {
     }
 
     /// Writes all that the store does not know yet.
-    pub(crate) async fn drain(&self, limiter: &Inner) -> Result<(), Error> {
+    pub(crate) async fn drain(&self, limiter: &Shared) -> Result<(), Error> {
         for name in self.counts.names() {
             self.write(limiter, &name).await?;
         }

@@ -15,7 +15,7 @@ use crate::{
     Decision, Policy, Source,
     counter::{Charge, Charged, strict},
     counters::Ask,
-    limiter::Inner,
+    shared::Shared,
     store::Asked,
 };
 
@@ -48,7 +48,7 @@ impl Leases {
     /// Spends units of the chunk that there is, or reserves another.
     pub(crate) async fn decide(
         &self,
-        limiter: &Arc<Inner>,
+        limiter: &Arc<Shared>,
         policy: &Policy,
         subject: &Subject,
         cost: u32,
@@ -82,7 +82,7 @@ impl Leases {
 
     async fn reserve(
         &self,
-        limiter: &Arc<Inner>,
+        limiter: &Arc<Shared>,
         name: &Name,
         policy: &Policy,
         cost: u32,
@@ -133,7 +133,7 @@ impl Leases {
     }
 
     /// Gives back what is left of a chunk.
-    async fn give_back(&self, limiter: &Inner, name: &Name) -> Result<(), Error> {
+    async fn give_back(&self, limiter: &Shared, name: &Name) -> Result<(), Error> {
         let left = {
             let mut shard = self.chunks.shard(name);
             shard.get_mut(name).map(|chunk| {
@@ -150,7 +150,7 @@ impl Leases {
     }
 
     /// Gives back all that is left.
-    pub(crate) async fn drain(&self, limiter: &Inner) -> Result<(), Error> {
+    pub(crate) async fn drain(&self, limiter: &Shared) -> Result<(), Error> {
         for name in self.chunks.names() {
             self.give_back(limiter, &name).await?;
         }
@@ -158,7 +158,7 @@ impl Leases {
     }
 
     /// Gives back what is left when the chunk has lapsed, and forgets it where no other came in its place.
-    fn lapse(limiter: &Arc<Inner>, name: &Name, until: u64) {
+    fn lapse(limiter: &Arc<Shared>, name: &Name, until: u64) {
         let (limiter, name) = (Arc::downgrade(limiter), name.clone());
         let wait = limiter
             .upgrade()
