@@ -10,7 +10,7 @@ mod fixture;
 use std::{sync::Arc, time::Duration};
 
 use fixture::{Fixture, START, limiter};
-use redis_conn::{Audit, Backend, ManualClock};
+use redis_conn::{Audit, Backend, ManualClock, Subject};
 use testkit::{Fleet, Servers, Topology, process, until};
 use tower_ratelimit_redis::{
     Acquired, Algorithm, Decision, Limiter, OnFailure, Permit, Policy, PolicyBuilder,
@@ -88,6 +88,48 @@ mod cases {
         let decision = limiter.check_at_most(&policy, "a", 9).await.unwrap();
         assert_eq!(decision.granted(), 7);
         assert_eq!(left(&limiter, &policy).await, [3, 0]);
+    }
+
+    pub(super) async fn many_calls_at_once_are_decided_each_by_itself(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let of_many: Vec<Policy> = RATES.into_iter().map(ten).collect();
+        for (number, policy) in of_many.iter().enumerate() {
+            let subjects: Vec<Subject> = (0..40)
+                .map(|n| Subject::from(format!("{number} {}", n % 4)))
+                .collect();
+            // Ten calls of each of four subjects: 1 + 2 + 3 fit, and 4 units more of what is left.
+            let costs = (0..40_u64).map(|n| n / 4 % 3 + 1);
+            let calls = subjects.iter().zip(costs.clone());
+            let calls = calls.map(|(subject, cost)| (policy, subject.clone(), cost));
+            let decisions = limiter.check_all(calls).await;
+            assert_eq!(decisions.len(), 40);
+            let mut granted = [0; 4];
+            for (n, (decision, cost)) in decisions.into_iter().zip(costs).enumerate() {
+                let decision = decision.unwrap();
+                let units = if decision.is_allowed() { cost } else { 0 };
+                assert_eq!(decision.granted(), units, "its own outcome");
+                granted[n % 4] += units;
+            }
+            for (subject, granted) in subjects.iter().zip(granted) {
+                let seen = limiter.peek(policy, subject.clone()).await.unwrap();
+                assert_eq!(seen.limits()[0].remaining, 10 - granted);
+                assert!(granted >= 8, "whoever fits is admitted");
+            }
+        }
+        let [policy, ..] = &of_many[..] else {
+            unreachable!()
+        };
+        let calls = [
+            (policy, Subject::from("x"), 11),
+            (policy, Subject::from("x"), 1),
+        ];
+        let decisions = limiter.check_all(calls).await;
+        assert!(matches!(
+            decisions[0],
+            Err(RateLimitError::CostExceedsLimit { .. })
+        ));
+        assert!(decisions[1].as_ref().unwrap().is_allowed());
+        assert!(limiter.check_all([]).await.is_empty());
     }
 
     pub(super) async fn a_refund_gives_back_what_counts_still(fixture: &impl Fixture) {
@@ -486,6 +528,7 @@ mod cases {
 
 fixture::on_each_backend! {
     as_many_units_as_there_is_room_for
+    many_calls_at_once_are_decided_each_by_itself
     a_refund_gives_back_what_counts_still
     a_refusal_has_nothing_to_refund
     a_cost_is_settled_both_ways

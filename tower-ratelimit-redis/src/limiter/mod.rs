@@ -1,18 +1,27 @@
 //! The handle.
 
-use std::{sync::Arc, time::Duration};
+mod admin;
+mod settle;
 
-use redis_conn::{Audit, Backend, Error, Subject};
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use redis_conn::{Backend, Error, Subject};
 use tokio::time::Instant;
 
 use crate::{
-    Decision, LimiterBuilder, Policy, RateLimitError, Source, Spending,
+    Decision, LimiterBuilder, Policy, RateLimitError, Spending,
     counter::Charge,
     counters::Ask,
     metrics::Began,
     permit::{Acquired, Keeper, Permit},
     shared::Shared,
-    store::{Asked, digest},
+    store::Asked,
     trace,
 };
 
@@ -99,6 +108,40 @@ impl Limiter {
             let cost = u32::try_from(cost).unwrap_or(u32::MAX);
             self.spend(policy, &subject, Ask::AtMost, cost).await
         }
+    }
+
+    /// Decides many calls at once, each by itself; the outcomes are in their order. What is for one server goes there in few script
+    /// calls, all calls of one subject under one policy in one.
+    ///
+    /// # Errors
+    ///
+    /// Each call has its own, as [`check`](Self::check).
+    ///
+    /// # Cancel safety
+    ///
+    /// Each call of a dropped batch may have been charged.
+    pub async fn check_all<'a>(
+        &self,
+        calls: impl IntoIterator<Item = (&'a Policy, Subject, u64)> + Send,
+    ) -> Vec<Result<Decision, RateLimitError>> {
+        let mut checks: Vec<_> = calls
+            .into_iter()
+            .map(|(policy, subject, cost)| Box::pin(self.check(policy, subject, cost)))
+            .map(Check::Asked)
+            .collect();
+        poll_fn(|cx| {
+            let mut ready = true;
+            for check in &mut checks {
+                ready &= check.poll(cx).is_ready();
+            }
+            if ready {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        checks.into_iter().filter_map(Check::outcome).collect()
     }
 
     async fn spend(
@@ -251,96 +294,6 @@ impl Limiter {
         }
     }
 
-    /// Gives back `units` of what `decision` was charged, as far as they still count: not more than there are in the part of the window
-    /// that they were charged to, so a refund that comes late makes no room for others.
-    ///
-    /// # Errors
-    ///
-    /// [`RateLimitError::Store`] if the store did not answer, whatever the failure policy. It may have taken effect: do not repeat it.
-    ///
-    /// # Cancel safety
-    ///
-    /// A dropped call may or may not have taken effect.
-    pub fn refund(
-        &self,
-        policy: &Policy,
-        subject: impl Into<Subject>,
-        decision: &Decision,
-        units: u64,
-    ) -> impl Future<Output = Result<(), RateLimitError>> + Send {
-        let subject = subject.into();
-        let (granted, charged, source) =
-            (decision.granted(), decision.charged(), decision.source());
-        async move {
-            let units = u32::try_from(units.min(granted)).unwrap_or(u32::MAX);
-            let Some(charged) = charged.filter(|_| units > 0) else {
-                return Ok(());
-            };
-            let inner = &*self.0;
-            match source {
-                // Nobody but this process knows of it.
-                Source::Local => inner.fallback.refund(policy, &subject, units),
-                _ => inner.give_back(policy, &subject, units, charged).await?,
-            }
-            if let Some(denied) = &inner.denied {
-                denied.forget(policy, &subject);
-            }
-            Ok(())
-        }
-    }
-
-    /// Makes the cost of an admitted call `actual`, which is known only now: the rest is [refunded](Self::refund), or more is charged,
-    /// whatever the limits, since it has been used.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// # use redis_conn::Backend;
-    /// # use tower_ratelimit_redis::{Limiter, Policy};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let limiter = Limiter::new(&Backend::memory());
-    /// let policy = Policy::new("tokens").limit(10_000, Duration::from_secs(60)).build()?;
-    /// let decision = limiter.check(&policy, "user:42", 500).await?;
-    /// // ... the answer took 180 tokens ...
-    /// limiter.settle(&policy, "user:42", &decision, 180).await?;
-    /// assert_eq!(limiter.peek(&policy, "user:42").await?.limits()[0].remaining, 9_820);
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`refund`](Self::refund).
-    ///
-    /// # Cancel safety
-    ///
-    /// A dropped call may or may not have taken effect.
-    pub fn settle(
-        &self,
-        policy: &Policy,
-        subject: impl Into<Subject>,
-        decision: &Decision,
-        actual: u64,
-    ) -> impl Future<Output = Result<(), RateLimitError>> + Send {
-        let subject = subject.into();
-        async move {
-            let granted = decision.granted();
-            if actual <= granted {
-                return self
-                    .refund(policy, subject, decision, granted - actual)
-                    .await;
-            }
-            let more = u32::try_from(actual - granted).unwrap_or(u32::MAX);
-            let asked = Asked::new(Ask::Anyway, Charge::of(more));
-            let inner = &*self.0;
-            match decision.source() {
-                Source::Local => inner.fallback.charge(policy, &subject, asked.charge),
-                Source::Open | Source::Cached => {}
-                _ => drop(inner.ask(policy, &subject, asked).await?),
-            }
-            Ok(())
-        }
-    }
-
     /// Holds `units` of a policy's concurrency limit, and charges them to its other limits, if all admit that.
     ///
     /// They are held until the [`Permit`] is dropped. This process renews it meanwhile.
@@ -364,63 +317,26 @@ impl Limiter {
             Permit::acquire(self, policy, subject, units).await
         }
     }
+}
 
-    /// Refuses every call of `subject` under `policy` for `time`, whatever is left of its limits; no time lifts that. It overrules the
-    /// policy, therefore it is audited.
-    ///
-    /// # Errors
-    ///
-    /// [`RateLimitError::Store`] if the store did not answer, whatever the failure policy. Calling it again does no harm.
-    ///
-    /// # Cancel safety
-    ///
-    /// A dropped call may or may not have taken effect, and is not audited.
-    pub fn block(
-        &self,
-        policy: &Policy,
-        subject: impl Into<Subject>,
-        time: Duration,
-        audit: &Audit,
-    ) -> impl Future<Output = Result<(), RateLimitError>> + Send {
-        let subject = subject.into();
-        async move {
-            let time = time.min(MAX_BLOCK);
-            let inner = &*self.0;
-            let outcome = inner.block(policy, &subject, time).await;
-            let object = format_args!("{} {}", policy.name(), digest(&subject));
-            audit.record("rate limit block", object, &outcome);
-            Ok(outcome?)
+/// One of many checks.
+enum Check<F> {
+    Asked(Pin<Box<F>>),
+    Decided(Result<Decision, RateLimitError>),
+}
+
+impl<F: Future<Output = Result<Decision, RateLimitError>>> Check<F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Self::Asked(check) = self {
+            *self = Self::Decided(ready!(check.as_mut().poll(cx)));
         }
+        Poll::Ready(())
     }
 
-    /// Forgets all that `subject` was charged under `policy`. It overrules the policy, therefore it is audited.
-    ///
-    /// The fallback of this process forgets them too, once the store has; that of other processes keeps its own counts, which
-    /// expire. Refusals that other processes remember are forgotten when they hear of it, at once.
-    ///
-    /// # Errors
-    ///
-    /// [`RateLimitError::Store`] if the store did not answer, whatever the failure policy. Calling it again does no harm.
-    ///
-    /// # Cancel safety
-    ///
-    /// A dropped call may or may not have taken effect, and is not audited.
-    pub fn reset(
-        &self,
-        policy: &Policy,
-        subject: impl Into<Subject>,
-        audit: &Audit,
-    ) -> impl Future<Output = Result<(), RateLimitError>> + Send {
-        let subject = subject.into();
-        async move {
-            let inner = &*self.0;
-            let outcome = inner.reset(policy, &subject).await;
-            let object = format_args!("{} {}", policy.name(), digest(&subject));
-            audit.record("rate limit reset", object, &outcome);
-            Ok(outcome?)
+    fn outcome(self) -> Option<Result<Decision, RateLimitError>> {
+        match self {
+            Self::Asked(_) => None,
+            Self::Decided(outcome) => Some(outcome),
         }
     }
 }
-
-/// Longer than any window.
-const MAX_BLOCK: Duration = Duration::from_micros(crate::policy::MAX_SPAN);
