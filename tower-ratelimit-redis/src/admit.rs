@@ -55,7 +55,13 @@ pub(crate) async fn step<K: KeyExtractor>(
         (policy, outcome)
     };
     if let Some(policy) = &policy {
-        metrics::requested(policy, None, outcome_of(&outcome, rules.shadow));
+        let route = if cfg!(feature = "metrics") {
+            rules.route.of(&parts)
+        } else {
+            None
+        };
+        let outcome = outcome_of(&outcome, rules.shadow);
+        metrics::requested(policy, route.as_deref(), outcome);
     }
     let admitted = match outcome {
         outcome if rules.shadow => Admitted::anyway(outcome),

@@ -11,7 +11,7 @@ use crate::{
     key::{KeyExtractor, PeerIp},
     metrics,
     resolver::Policies,
-    rules::{Cost, Rules},
+    rules::{Cost, Route, Rules},
 };
 
 /// Limits the requests to a service, each by the limits of its key.
@@ -308,6 +308,30 @@ impl<K> RateLimitLayer<K> {
     /// handler finds a [`Decision`](crate::Decision) too, which then may be a refusal.
     pub fn shadow(mut self, shadow: bool) -> Self {
         self.rules.shadow = shadow;
+        self
+    }
+
+    /// Names the route of a request in the metrics; none is named if not set. Name its template, never its path: the first 64 names are
+    /// labels, all others count as `other`.
+    ///
+    /// ```
+    /// # use redis_conn::Backend;
+    /// use http::request::Parts;
+    /// # use tower_ratelimit_redis::RateLimitLayer;
+    /// # #[derive(Clone)] struct MatchedPath; impl MatchedPath { fn as_str(&self) -> &str { "/" } }
+    ///
+    /// // With `axum::extract::MatchedPath`, which a layer on a router's routes finds.
+    /// let layer = RateLimitLayer::per_minute(60).route_label(|request: &Parts| {
+    ///     let path = request.extensions.get::<MatchedPath>()?;
+    ///     Some(path.as_str().to_owned())
+    /// });
+    /// # let _ = layer;
+    /// ```
+    pub fn route_label<F>(mut self, route: F) -> Self
+    where
+        F: Fn(&Parts) -> Option<String> + Send + Sync + 'static,
+    {
+        self.rules.route = Route::by(route);
         self
     }
 

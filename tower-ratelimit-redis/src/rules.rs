@@ -28,6 +28,7 @@ pub(crate) struct Rules {
     pub(crate) shadow: bool,
     pub(crate) headers: Fields,
     pub(crate) refuse: Refuse,
+    pub(crate) route: Route,
     /// Whether the wrong configuration that each request would meet has been logged.
     reported: Arc<AtomicBool>,
 }
@@ -45,6 +46,7 @@ impl Rules {
             shadow: false,
             headers: Fields::default(),
             refuse: Refuse::default(),
+            route: Route::default(),
             reported: Arc::default(),
         }
     }
@@ -74,6 +76,32 @@ impl Cost {
 
     pub(crate) fn of(&self, parts: &Parts) -> u64 {
         self.0.as_ref().map_or(1, |cost| cost(parts))
+    }
+}
+
+type RouteOf = dyn Fn(&Parts) -> Option<String> + Send + Sync;
+
+/// Which route the metrics name; none if nobody says.
+#[derive(Clone, Default)]
+pub(crate) struct Route(Option<Arc<RouteOf>>);
+
+impl Route {
+    pub(crate) fn by(route: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(route)))
+    }
+
+    pub(crate) fn of(&self, parts: &Parts) -> Option<String> {
+        self.0.as_ref().and_then(|route| route(parts))
+    }
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "by request"
+        } else {
+            "none"
+        })
     }
 }
 

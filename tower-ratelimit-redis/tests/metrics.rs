@@ -205,6 +205,61 @@ async fn an_outage(counted: &Counted) {
     assert_eq!(errors(counted, "closed"), 2.0);
 }
 
+/// What happens only where a layer or a store is told so.
+async fn the_rest(counted: &Counted, backend: &Backend) {
+    let limiter = Limiter::new(backend);
+    let routed = RateLimitLayer::new(limiter.clone(), policy("routed", 1))
+        .key(key::Header::new("x-api-key"))
+        .shadow(true)
+        .route_label(|request| Some(request.uri.path().to_owned()));
+    let service = ServiceBuilder::new()
+        .layer(routed)
+        .service(service_fn(answer));
+    for outcome in ["allowed", "shadowed"] {
+        let response = service.clone().oneshot(with(HOSTILE)).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let count = counted.value(&format!(
+            r#"requests_total{{policy="routed",route="/",outcome="{outcome}"}}"#
+        ));
+        assert_eq!(count, 1.0, "{outcome}");
+    }
+
+    let of_blocked = policy("blocked", 5);
+    let audit = Audit::new("ops:alice", "ticket 4711");
+    let hour = Duration::from_secs(3_600);
+    limiter
+        .block(&of_blocked, HOSTILE, hour, &audit)
+        .await
+        .unwrap();
+    let refused = limiter.check(&of_blocked, HOSTILE, 1).await.unwrap();
+    assert!(refused.is_blocked());
+    assert_eq!(counted.of("blocked_denials_total", "blocked"), 1.0);
+}
+
+/// What a real server's limiter does without asking it, and by asking once for many.
+async fn asked_seldom(counted: &Counted) {
+    let server = RedisServer::start().await;
+    let config = redis_conn::Config::from_url(&server.url()).unwrap();
+    let backend = Backend::redis(config).unwrap();
+    backend.ready(LONG).await.unwrap();
+    let limiter = Limiter::builder(&backend).timeout(LONG).build().unwrap();
+
+    let of_cached = policy("cached", 1);
+    for source in [Source::Store, Source::Store, Source::Cached] {
+        let decision = limiter.check(&of_cached, HOSTILE, 1).await.unwrap();
+        assert_eq!(decision.source(), source);
+    }
+    assert_eq!(counted.of("cached_denials_total", "cached"), 1.0);
+
+    let of_many = policy("many", 1_000);
+    let calls = (0..100).map(|_| (&of_many, redis_conn::Subject::from(HOSTILE), 1));
+    for decision in limiter.check_all(calls).await {
+        assert!(decision.unwrap().is_allowed());
+    }
+    let coalesced = counted.of("coalesced_checks_total", "many");
+    assert!((90.0..100.0).contains(&coalesced), "{coalesced} of 100");
+}
+
 /// Names that a program makes of what it is sent.
 async fn too_many_policies(counted: &Counted, backend: &Backend) {
     let limiter = Limiter::new(backend);
@@ -235,7 +290,9 @@ async fn every_family_of_the_table_counts_and_there_is_no_other() {
     let backend = Backend::builder().clock(clock).memory().unwrap();
     requests(&counted, &backend).await;
     calls(&counted, &backend).await;
+    the_rest(&counted, &backend).await;
     an_outage(&counted).await;
+    asked_seldom(&counted).await;
     too_many_policies(&counted, &backend).await;
 
     let rows = TABLE

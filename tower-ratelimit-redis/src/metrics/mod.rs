@@ -2,11 +2,6 @@
 //!
 //! `table.rs` has the one table of families; `metrics.md` is made of it. Handles are resolved when a limiter is built and when a
 //! policy is first used: a recorder that is installed later sees nothing of it. After that nothing here locks or allocates.
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "nothing watches or decides several checks at once yet"
-)]
 
 #[cfg(feature = "metrics")]
 mod few;

@@ -72,7 +72,10 @@ pub(super) const DECISION_DURATION: Family = Family::seconds_of(
         "redis-sentinel",
     ],
 )
-.by("source", &["store", "cached", "local", "open"]);
+.by(
+    "source",
+    &["store", "cached", "leased", "behind", "local", "open"],
+);
 
 pub(super) const FAMILIES: &[Family] = &[
     DECISIONS,

@@ -14,6 +14,7 @@ use crate::{
     Decision, Policy,
     counter::{Charge, Charged, Kind, Now},
     counters::{Ask, Counters, corrupt},
+    metrics,
 };
 
 mod batch;
@@ -194,6 +195,13 @@ impl Server {
         for subject in &subjects {
             call = call.arg(&subject.costs);
         }
+        // The first one would have been sent anyway.
+        let others = subjects
+            .iter()
+            .map(|subject| subject.calls.len())
+            .sum::<usize>()
+            - 1;
+        metrics::coalesced(&policy, others as u64);
         let left = subjects
             .iter()
             .map(|subject| batch::time_left(&subject.calls))
