@@ -98,8 +98,10 @@
 //! | SQLite (feature `sqlite`) | the processes of one host | time since boot | the disk; expired rows are swept |
 //! | Redis (feature `redis`, default) | everybody | the server's clock | its memory; every key expires after the longest window counted in it |
 //!
-//! Redis 6.2 or Valkey 7.2 and later, with `noeviction`: a server that evicts forgets counts. A user of the server needs
-//! `EVALSHA`, `EVAL`, `TIME`, `GET`, `SET`, and `DEL` for resets.
+//! Redis 6.2 or Valkey 7.2 and later, with `noeviction`: a server that evicts forgets counts. A user of the server needs the keys
+//! `tk:r1:*` with `EVALSHA`, `EVAL`, `TIME`, `GET`, `SET`, and `DEL` for resets; and the channel `tk:b1:limits` with `SUBSCRIBE`
+//! and `PUBLISH` (on a cluster `SSUBSCRIBE` and `SPUBLISH`), by which resets and blocks are told. Without the channel a refusal is
+//! remembered for a second at most, and a reset or a block is an error after it took effect: others may not have heard of it.
 //!
 //! # Privacy
 //!

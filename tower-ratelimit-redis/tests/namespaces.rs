@@ -24,6 +24,8 @@ impl Service {
         let limiter = Limiter::builder(&backend)
             .timeout(LONG)
             .on_failure(OnFailure::Closed)
+            // What is wiped behind its back is told to nobody.
+            .denied_capacity(0)
             .build()
             .unwrap();
         Self { backend, limiter }
