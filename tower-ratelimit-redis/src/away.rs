@@ -1,13 +1,15 @@
 //! Whether the store is asked at all: while it does not answer, one call at a time finds out whether it does again.
 //!
-//! The others are decided at once by the failure policy, so an outage costs a request no wait. On a cluster each part of the slots
-//! is away by itself: a shard that is down says nothing about the others.
+//! The others are decided at once by the failure policy, so an outage costs a request no wait. A server that nothing connects to is
+//! away at once; one that is slow, when several calls in a row had no answer. On a cluster each part of the slots is away by
+//! itself: a shard that is down says nothing about the others. SQLite is never away: a call that is late there only had to wait for
+//! others.
 
 use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,6 +18,8 @@ use redis_conn::{Backend, Clock, Error, ErrorKind, Subject};
 
 /// How many parts the slots of a cluster are divided into.
 const PARTS: usize = 64;
+/// So many calls in a row without an answer are no accident.
+const SILENCES: u32 = 3;
 
 /// Which parts of the store do not answer.
 pub(crate) struct Away {
@@ -24,21 +28,33 @@ pub(crate) struct Away {
     pause: u64,
     /// How many parts are away.
     count: AtomicUsize,
-    /// When each may be asked again, in microseconds since boot; 0 where it answers.
-    parts: Box<[AtomicU64]>,
+    parts: Box<[Part]>,
+}
+
+#[derive(Debug, Default)]
+struct Part {
+    /// When it may be asked again, in microseconds since boot; 0 where it answers.
+    again: AtomicU64,
+    /// Calls in a row that had no answer.
+    silences: AtomicU32,
 }
 
 impl Away {
     pub(crate) fn new(backend: &Backend, pause: Duration) -> Self {
         let parts = match backend.kind() {
             "redis-cluster" => PARTS,
-            _ => 1,
+            kind if kind.starts_with("redis") => 1,
+            _ => 0,
         };
+        Self::of(backend.clock(), parts, pause)
+    }
+
+    fn of(clock: &Arc<dyn Clock>, parts: usize, pause: Duration) -> Self {
         Self {
-            clock: Arc::clone(backend.clock()),
+            clock: Arc::clone(clock),
             pause: u64::try_from(pause.as_micros()).unwrap_or(u64::MAX),
             count: AtomicUsize::new(0),
-            parts: (0..parts).map(|_| AtomicU64::new(0)).collect(),
+            parts: (0..parts).map(|_| Part::default()).collect(),
         }
     }
 
@@ -51,8 +67,10 @@ impl Away {
         if self.count.load(Ordering::Relaxed) == 0 {
             return Ok(());
         }
-        let part = self.part(subject);
-        let again = part.load(Ordering::Relaxed);
+        let Some(part) = self.part(subject) else {
+            return Ok(());
+        };
+        let again = part.again.load(Ordering::Relaxed);
         if again == 0 {
             return Ok(());
         }
@@ -60,6 +78,7 @@ impl Away {
         let next = now.saturating_add(self.pause);
         let is_mine = now >= again
             && part
+                .again
                 .compare_exchange(again, next, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok();
         if is_mine {
@@ -73,33 +92,52 @@ impl Away {
 
     /// The store has answered.
     pub(crate) fn answered(&self, subject: &Subject) {
-        if self.count.load(Ordering::Relaxed) > 0
-            && self.part(subject).swap(0, Ordering::Relaxed) != 0
-        {
+        // Most often there is nothing to forget, and a look is all that it costs.
+        let Some(part) = self.troubled(subject) else {
+            return;
+        };
+        part.silences.store(0, Ordering::Relaxed);
+        if part.again.swap(0, Ordering::Relaxed) != 0 {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
+    fn troubled(&self, subject: &Subject) -> Option<&Part> {
+        let is_troubled = |part: &Part| {
+            part.silences.load(Ordering::Relaxed) > 0 || part.again.load(Ordering::Relaxed) > 0
+        };
+        if !self.parts.iter().any(is_troubled) {
+            return None;
+        }
+        self.part(subject)
+    }
+
     /// The store has not answered.
     pub(crate) fn failed(&self, subject: &Subject, error: &Error) {
-        let is_away = matches!(
-            error.kind(),
-            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Ambiguous
-        );
+        let Some(part) = self.part(subject) else {
+            return;
+        };
+        let is_away = match error.kind() {
+            ErrorKind::Unavailable => true,
+            ErrorKind::Timeout | ErrorKind::Ambiguous => {
+                part.silences.fetch_add(1, Ordering::Relaxed) + 1 >= SILENCES
+            }
+            _ => false,
+        };
         if is_away {
             let next = self.clock.boot_micros().saturating_add(self.pause).max(1);
-            if self.part(subject).swap(next, Ordering::Relaxed) == 0 {
+            if part.again.swap(next, Ordering::Relaxed) == 0 {
                 self.count.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 
-    fn part(&self, subject: &Subject) -> &AtomicU64 {
+    fn part(&self, subject: &Subject) -> Option<&Part> {
         let part = match self.parts.len() {
-            1 => 0,
+            0 | 1 => 0,
             parts => crate::store::slot(subject) * parts / SLOTS,
         };
-        &self.parts[part]
+        self.parts.get(part)
     }
 }
 
@@ -122,8 +160,7 @@ mod tests {
 
     fn away(clock: &Arc<ManualClock>) -> Away {
         let clock = Arc::clone(clock) as Arc<dyn Clock>;
-        let backend = Backend::builder().clock(clock).memory().unwrap();
-        Away::new(&backend, Duration::from_millis(100))
+        Away::of(&clock, 1, Duration::from_millis(100))
     }
 
     #[test]
@@ -134,7 +171,15 @@ mod tests {
         let late = Error::new(ErrorKind::Timeout, "");
         assert!(ask() && ask(), "it answers");
 
-        away.failed(&subject, &late);
+        for _ in 0..2 {
+            away.failed(&subject, &late);
+            assert!(ask(), "it may be an accident");
+        }
+        away.answered(&subject);
+        for _ in 0..3 {
+            assert!(ask());
+            away.failed(&subject, &late);
+        }
         assert!(!ask());
         for _ in 0..3 {
             clock.advance(Duration::from_millis(100));
@@ -147,6 +192,27 @@ mod tests {
         away.answered(&subject);
         assert!(ask() && ask());
         assert_eq!(away.count.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_server_that_nothing_connects_to_is_away_at_once() {
+        let clock = Arc::new(ManualClock::new(1_000_000));
+        let (away, subject) = (away(&clock), Subject::from("a"));
+        away.failed(&subject, &Error::new(ErrorKind::Unavailable, ""));
+        assert!(away.may_ask(&subject).is_err());
+    }
+
+    #[test]
+    fn parts_of_a_cluster_are_away_by_themselves() {
+        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(1_000_000));
+        let away = Away::of(&clock, PARTS, Duration::from_millis(100));
+        let down = Subject::from("a");
+        away.failed(&down, &Error::new(ErrorKind::Unavailable, ""));
+        let subjects = (0..1_000).map(|n| Subject::from(n.to_string()));
+        let refused = subjects.filter(|subject| away.may_ask(subject).is_err());
+        let refused = refused.count();
+        assert!((1..100).contains(&refused), "{refused} of 1,000");
+        assert!(away.may_ask(&down).is_err());
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub(crate) struct Denied {
     capacity: usize,
     hasher: RandomState,
     shards: Box<[Mutex<HashMap<Name, Refusal>>]>,
+    /// Whether anything was ever refused: most often not, and then a look is all that it costs.
+    any: AtomicBool,
     /// Whether resets are heard of.
     listening: AtomicBool,
     listen_at: AtomicU64,
@@ -63,6 +65,7 @@ impl Denied {
                 capacity: capacity.div_ceil(SHARDS),
                 hasher: RandomState::new(),
                 shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+                any: AtomicBool::new(false),
                 listening: AtomicBool::new(false),
                 listen_at: AtomicU64::new(0),
             })
@@ -82,6 +85,9 @@ impl Denied {
         cost: u32,
         now: u64,
     ) -> Option<Decision> {
+        if !self.any.load(Ordering::Relaxed) {
+            return None;
+        }
         let name = name(policy, subject);
         let shard = self.shard(name);
         let refusal = shard.get(&name)?;
@@ -133,6 +139,7 @@ impl Denied {
             decision: decision.clone(),
         };
         shard.insert(name, refusal);
+        self.any.store(true, Ordering::Relaxed);
     }
 
     /// Forgets what is known of a subject, here.
