@@ -42,39 +42,54 @@ struct Passed {
     more: Vec<Arc<str>>,
 }
 
-pub(crate) async fn step<K: KeyExtractor>(
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn has room for its arguments twice, and this one is boxed for each request"
+)]
+pub(crate) fn step<K: KeyExtractor>(
     rules: Arc<Rules>,
     key: Arc<K>,
     mut parts: Parts,
-) -> Step {
-    let (policy, outcome) = if rules.deny.have_address_of(&parts) {
+) -> impl Future<Output = Step> + Send {
+    async move {
+        let outcome = outcome(&rules, &*key, &mut parts).await;
+        let admitted = match outcome {
+            outcome if rules.shadow => Admitted::anyway(outcome),
+            Ok(admitted) => admitted,
+            Err(reason) => {
+                return Step::Refuse(rules.refuse.response(reason, &parts, rules.headers));
+            }
+        };
+        admitted.tell(&mut parts.extensions);
+        Step::Admit { parts, admitted }
+    }
+}
+
+async fn outcome<K: KeyExtractor>(
+    rules: &Rules,
+    key: &K,
+    parts: &mut Parts,
+) -> Result<Admitted, Reason> {
+    let (policy, outcome) = if rules.deny.have_address_of(parts) {
         (rules.policies.only(), Err(Reason::Denied))
     } else {
-        let policy = rules.policies.of(&mut parts).await;
-        let outcome = admit(&rules, policy.as_ref(), &*key, &mut parts).await;
+        let policy = rules.policies.of(parts).await;
+        let outcome = admit(rules, policy.as_ref(), key, parts).await;
         (policy, outcome)
     };
     if let Some(policy) = &policy {
         let route = if cfg!(feature = "metrics") {
-            rules.route.of(&parts)
+            rules.route.of(parts)
         } else {
             None
         };
-        let outcome = outcome_of(&outcome, rules.shadow);
-        metrics::requested(policy, route.as_deref(), outcome);
+        let counted = counted_as(&outcome, rules.shadow);
+        metrics::requested(policy, route.as_deref(), counted);
     }
-    let admitted = match outcome {
-        outcome if rules.shadow => Admitted::anyway(outcome),
-        Ok(admitted) => admitted,
-        Err(reason) => {
-            return Step::Refuse(rules.refuse.response(reason, &parts, rules.headers));
-        }
-    };
-    admitted.tell(&mut parts.extensions);
-    Step::Admit { parts, admitted }
+    outcome
 }
 
-fn outcome_of(outcome: &Result<Admitted, Reason>, shadow: bool) -> Outcome {
+fn counted_as(outcome: &Result<Admitted, Reason>, shadow: bool) -> Outcome {
     match outcome {
         Ok(admitted) if admitted.decision.is_some() => Outcome::Allowed,
         Ok(_) => Outcome::Skipped,
@@ -255,7 +270,7 @@ mod tests {
             (Err(Reason::MissingKey), Outcome::Failed, Outcome::Shadowed),
         ];
         for (outcome, enforced, shadow) in cases {
-            let found = [false, true].map(|shadow| outcome_of(&outcome, shadow));
+            let found = [false, true].map(|shadow| counted_as(&outcome, shadow));
             assert_eq!(found, [enforced, shadow]);
         }
     }
