@@ -24,7 +24,8 @@ use crate::{
 ///
 /// Under a policy with a [concurrency limit](crate::PolicyBuilder::concurrency) a request holds its units until its response body
 /// has ended or is dropped, or there is no response any more. A connection that is upgraded has no body: its handler finds
-/// the [`Permit`](crate::Permit) as an `Arc` in the request extensions, and holds the units for as long as it keeps that.
+/// the [`Permit`](crate::Permit) as an `Arc` in the request extensions, that of the innermost such layer, and holds the units for as
+/// long as it keeps that.
 ///
 /// ```
 /// use std::time::Duration;
