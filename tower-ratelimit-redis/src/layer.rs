@@ -227,8 +227,8 @@ impl<K> RateLimitLayer<K> {
     ///
     /// What was too much is given back, and what is missing is charged whatever the limits, since it has been used. The response
     /// does not wait for that: it happens in a task, of which a layer has up to 4,096 at a time. Beyond that, where the store does not
-    /// answer, and where no response comes, a request stays charged as it was. Under a policy with a concurrency limit no more
-    /// is charged than before. The quota fields tell how it was before.
+    /// answer, and where no response comes, a request stays charged as it was. What it holds of a concurrency limit stays
+    /// what it is. The quota fields tell how it was before.
     ///
     /// Only failed logins count:
     ///

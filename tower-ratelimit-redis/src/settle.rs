@@ -101,12 +101,6 @@ impl Charged {
     /// In a task of its own: nobody waits for the store any more.
     fn settle(self: Box<Self>, actual: u64) {
         let granted = self.decision.granted();
-        let actual = if self.policy.has_leases() {
-            // More of these would be held by nobody, who never releases them.
-            actual.min(granted)
-        } else {
-            actual
-        };
         if actual == granted {
             return;
         }
