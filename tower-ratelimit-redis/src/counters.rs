@@ -7,7 +7,8 @@
 //! own ones until nothing is counted in it any more.
 //!
 //! The head is the version of the layout (1 byte), the number of counters (1), the revision of the policy (4), for how many
-//! milliseconds the value is kept after a charge (8), and until when the subject is blocked, in microseconds (8); all little endian.
+//! milliseconds the value is kept after a charge (8), and until when the subject is blocked, in microseconds (8); all little endian. The
+//! heads of all counters follow, then their states: so whoever is told what stands before the states knows the value by that.
 
 use std::time::Duration;
 
@@ -245,13 +246,16 @@ impl Counters {
 
     /// The value to store; it is [bounded](Self::bound).
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(22 + 161 * self.list.len());
+        let mut out = Vec::with_capacity(22 + 169 * self.list.len());
         out.extend_from_slice(&[VERSION, self.list.len() as u8]);
         out.extend_from_slice(&self.revision.to_le_bytes());
         out.extend_from_slice(&self.keep.to_le_bytes());
         out.extend_from_slice(&self.blocked.to_le_bytes());
         for counter in &self.list {
-            counter.encode(&mut out);
+            counter.encode_head(&mut out);
+        }
+        for counter in &self.list {
+            counter.encode_state(&mut out);
         }
         out
     }
@@ -277,13 +281,15 @@ fn read(bytes: &[u8]) -> Option<Counters> {
     };
     let (revision, rest) = rest.split_first_chunk()?;
     let (keep, rest) = rest.split_first_chunk()?;
-    let (blocked, mut rest) = rest.split_first_chunk()?;
+    let (blocked, rest) = rest.split_first_chunk()?;
     if usize::from(count) > Counters::MAX {
         return None;
     }
-    let mut list = Vec::with_capacity(count.into());
-    for _ in 0..count {
-        let counter = Counter::decode(&mut rest)?;
+    let (heads, mut rest) = rest.split_at_checked(usize::from(count) * Counter::HEAD)?;
+    let (heads, _) = heads.as_chunks();
+    let mut list = Vec::with_capacity(heads.len());
+    for head in heads {
+        let counter = Counter::decode(*head, &mut rest)?;
         if list.iter().any(|other| counter.is_same_as(other)) {
             return None;
         }

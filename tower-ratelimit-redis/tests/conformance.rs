@@ -23,7 +23,9 @@ const HOUR: u64 = 3_600_000_007;
 
 /// The length of what is stored before the counters, and of the counter of a strict window.
 const HEAD: usize = 22;
-const STRICT: usize = 161;
+const STRICT: usize = 156;
+/// The head of a counter.
+const COUNTER: usize = 13;
 
 fn policy(max: u64) -> Policy {
     Policy::new("test").limit(max, WINDOW).build().unwrap()
@@ -424,17 +426,22 @@ mod cases {
         no_window[span.clone()].fill(0);
         let mut too_long_a_window = good.clone();
         too_long_a_window[span].fill(0xFF);
-        let mut twice = [good, &good[HEAD..]].concat();
+        let (counter, state) = good[HEAD..].split_at(COUNTER);
+        let mut twice = [&good[..HEAD], counter, counter, state, state].concat();
         twice[1] = 2;
         // Behind a ring of ours, one that is spoiled.
-        let behind = |ring: &[u8]| [&[1, 2], &good[2..], &ring[HEAD..]].concat();
+        let behind = |ring: &[u8]| {
+            let (spoiled, behind) = ring[HEAD..].split_at(COUNTER);
+            [&[1, 2], head, counter, spoiled, state, behind].concat()
+        };
         let (spoiled_behind, empty_behind) = (behind(&of_the_right_length), behind(&no_window));
         let mut too_many_rings = [&[1, 17], head].concat();
         for n in 0..17 {
-            too_many_rings.extend_from_slice(&good[HEAD..]);
-            let at = too_many_rings.len() - STRICT + 5;
+            let at = too_many_rings.len() + 5;
+            too_many_rings.extend_from_slice(counter);
             too_many_rings[at] = too_many_rings[at].wrapping_add(n);
         }
+        too_many_rings.extend_from_slice(&state.repeat(17));
         let values: [&[u8]; 14] = [
             &of_the_right_length,
             &no_window,
@@ -488,19 +495,20 @@ mod cases {
         let Some(stored) = fixture.stored().await else {
             return;
         };
-        let mut counters = Vec::new();
+        let (mut heads, mut states) = (Vec::new(), Vec::new());
         for window in [HOUR, 2 * HOUR] {
             let (first, head) = (bucket(window, START), bucket(window, later));
-            counters.push(1);
-            counters.extend(9_u32.to_le_bytes());
-            counters.extend(window.to_le_bytes());
-            counters.extend(head.to_le_bytes());
+            heads.push(1);
+            heads.extend(9_u32.to_le_bytes());
+            heads.extend(window.to_le_bytes());
+            states.extend(head.to_le_bytes());
             // Nothing was counted before; then what was counted up to the end of each bucket, one of which lies ahead.
-            counters.extend(0_u32.to_le_bytes());
+            states.extend(0_u32.to_le_bytes());
             for slot in (head - 32)..=head + 1 {
                 let sum = u32::from(slot >= first) * 2 + u32::from(slot >= head) * 3;
-                counters.extend(sum.to_le_bytes());
+                states.extend(sum.to_le_bytes());
             }
+            states.extend(later.to_le_bytes());
         }
         // The revision, for how many milliseconds it is kept, and that nobody is blocked.
         let keep = 2 * HOUR + 2 * (2 * HOUR).div_ceil(32);
@@ -508,18 +516,19 @@ mod cases {
         head.extend((keep.div_ceil(1_000) + 1).to_le_bytes());
         head.extend([0; 8]);
         let key = "tk:r1:{f49f43b3fe0e798d5e9998bc25e356f2}:test";
-        let value = [&head[..], &counters].concat();
+        let value = [&head[..], &heads, &states].concat();
         assert_eq!(stored, [(key.to_owned(), value)]);
 
         // Another policy of the name: its ring, and those behind it that it does not have.
         let other = Policy::new("test").limit(9, 2 * WINDOW).build().unwrap();
         check(&limiter, &other, "user:42", 1).await;
-        let (first, second) = counters.split_at_mut(STRICT);
+        let (first, second) = states.split_at_mut(STRICT);
         for ring in [&mut *first, &mut *second] {
-            ring[STRICT - 8] += 1;
-            ring[STRICT - 4] += 1;
+            ring[STRICT - 16] += 1;
+            ring[STRICT - 12] += 1;
         }
-        let value = [&head[..], second, first].concat();
+        let (head_of_first, head_of_second) = heads.split_at(COUNTER);
+        let value = [&head[..], head_of_second, head_of_first, second, first].concat();
         let stored = fixture.stored().await.unwrap();
         assert_eq!(stored, [(key.to_owned(), value)]);
 
@@ -527,7 +536,8 @@ mod cases {
         fixture.set(START + HOUR * 34 / 32).await;
         check(&limiter, &policy, "user:42", 1).await;
         let stored = &fixture.stored().await.unwrap()[0].1;
-        assert_eq!((stored[HEAD + 21], stored[HEAD + STRICT - 4]), (2, 7));
+        let state = HEAD + 2 * COUNTER;
+        assert_eq!((stored[state + 8], stored[state + STRICT - 12]), (2, 7));
     }
 }
 

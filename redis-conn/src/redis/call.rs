@@ -122,6 +122,11 @@ impl Reply {
         matches!(self.0, ::redis::Value::Nil)
     }
 
+    /// Whether the answer is an array.
+    pub fn is_list(&self) -> bool {
+        matches!(self.0, ::redis::Value::Array(_))
+    }
+
     /// An integer.
     ///
     /// # Errors

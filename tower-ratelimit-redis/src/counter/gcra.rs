@@ -87,15 +87,15 @@ mod stored {
 
     impl Gcra {
         pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-            out.extend_from_slice(&self.last.to_le_bytes());
             out.extend_from_slice(&self.full.to_le_bytes());
+            out.extend_from_slice(&self.last.to_le_bytes());
         }
 
         pub(crate) fn decode(interval: u64, bytes: &mut &[u8]) -> Option<Self> {
             Some(Self {
                 interval,
-                last: u64_of(bytes)?,
                 full: u64_of(bytes)?,
+                last: u64_of(bytes)?,
             })
         }
     }

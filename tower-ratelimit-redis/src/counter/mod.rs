@@ -3,8 +3,9 @@
 //! All of them answer one question: how many units are [`used`](Counter::used) at this moment? A call is admitted if the limit has
 //! room for its cost besides. So limits of different algorithms are decided together, and many calls of one moment at once.
 //!
-//! Stored, a counter is its kind (1 byte), the maximum that it was last charged under (4), its span in microseconds (8), and its
-//! state, all numbers little endian. Kind and span say which limit it belongs to. The scripts read and write the same bytes.
+//! Stored, a counter is a head and a state, all numbers little endian. The head is its kind (1 byte), the maximum that it was last
+//! charged under (4) and its span in microseconds (8). Kind and span say which limit it belongs to. The scripts read and write the same
+//! bytes.
 
 pub(crate) mod fixed;
 pub(crate) mod gcra;
@@ -263,21 +264,23 @@ mod stored {
     use super::*;
 
     impl Counter {
-        /// The length of what stands before the state.
-        const HEAD: usize = 1 + 4 + 8;
+        /// The length of a head.
+        pub(crate) const HEAD: usize = 1 + 4 + 8;
 
-        /// Appends the counter as it is stored.
-        pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        /// Appends the head as it is stored.
+        pub(crate) fn encode_head(&self, out: &mut Vec<u8>) {
             out.push(self.kind as u8);
             out.extend_from_slice(&self.max.to_le_bytes());
             out.extend_from_slice(&self.span.to_le_bytes());
+        }
+
+        /// Appends the state.
+        pub(crate) fn encode_state(&self, out: &mut Vec<u8>) {
             each_state!(&self.state, counter => counter.encode(out));
         }
 
-        /// Takes a counter off the front of `bytes`; nothing if there cannot be one.
-        pub(crate) fn decode(bytes: &mut &[u8]) -> Option<Self> {
-            let (head, rest) = bytes.split_first_chunk::<{ Self::HEAD }>()?;
-            *bytes = rest;
+        /// The counter with this head, whose state it takes off the front of `bytes`; nothing if there cannot be one.
+        pub(crate) fn decode(head: [u8; Self::HEAD], bytes: &mut &[u8]) -> Option<Self> {
             let (&[kind], numbers) = head.split_first_chunk()?;
             let (max, span) = numbers.split_first_chunk()?;
             let (kind, max) = (Kind::of(kind)?, u32::from_le_bytes(*max));

@@ -39,6 +39,8 @@ pub(crate) struct Ring {
     window: u64,
     /// The bucket of now, which the last slot but one counts.
     head: u64,
+    /// The moment to which it was advanced.
+    now: u64,
     /// What was counted before the oldest slot; this and all sums of what is stored are modulo 2^32.
     before: u32,
     /// The sum of all slots.
@@ -72,6 +74,7 @@ impl Ring {
         Self {
             window,
             head: index(now, window),
+            now,
             before: 0,
             total: 0,
             slots: [0; SLOTS],
@@ -80,6 +83,7 @@ impl Ring {
 
     /// Forgets what is too old at `now`. Tells whether the clock went back.
     pub(crate) fn advance(&mut self, now: u64) -> bool {
+        self.now = now;
         let now = index(now, self.window);
         let back = now < self.head;
         let passed = now.saturating_sub(self.head).min(SLOTS as u64) as usize;
@@ -164,7 +168,7 @@ mod stored {
     use crate::counter::stored::{u32_of, u64_of};
 
     impl Ring {
-        /// Appends the head, what was counted before the oldest slot and up to the end of each.
+        /// Appends the head, what was counted before the oldest slot and up to the end of each, and the time, which a script answers by it.
         pub(crate) fn encode(&self, out: &mut Vec<u8>) {
             out.extend_from_slice(&self.head.to_le_bytes());
             let mut sum = self.before;
@@ -173,6 +177,7 @@ mod stored {
                 sum = sum.wrapping_add(slot);
                 out.extend_from_slice(&sum.to_le_bytes());
             }
+            out.extend_from_slice(&self.now.to_le_bytes());
         }
 
         /// Reads an encoded ring. Any sums can be one: the counts are their differences, here as in the script, which has no time
@@ -188,6 +193,7 @@ mod stored {
             Some(Self {
                 window,
                 head,
+                now: u64_of(bytes)?,
                 before,
                 total: sum.wrapping_sub(before),
                 slots,
@@ -341,7 +347,7 @@ mod tests {
     #[test]
     fn any_sums_can_be_read_aged_and_charged() {
         for fill in [0xAB, 0xFF, 0x01] {
-            let mut bytes = [fill; 148];
+            let mut bytes = [fill; 156];
             bytes[4..8].fill(0);
             for now in [0, 5_000, 5_031, 5_100, 90_000] {
                 let mut ring = Ring::decode(1_000, &mut bytes.as_slice()).unwrap();

@@ -218,15 +218,14 @@ fn keep(limits: &[Limit]) -> u64 {
     lifetimes.max().unwrap_or_default().div_ceil(1_000) + 1
 }
 
-/// What the scripts are told of a policy: the number of limits (1 byte), the revision (4), whether its change must be applied by
-/// somebody else (1), for how many milliseconds a value is kept (8); and of each limit the kind (1), the maximum (4) and the span (8), as
-/// in front of a stored counter.
+/// What the scripts are told of a policy: what stands before the states in a value that it alone was charged under, and nobody is
+/// blocked.
 #[cfg(feature = "redis")]
 fn pack(inner: &Inner) -> Vec<u8> {
-    let mut out = vec![inner.limits.len() as u8];
+    let mut out = vec![crate::counters::VERSION, inner.limits.len() as u8];
     out.extend_from_slice(&inner.revision.to_le_bytes());
-    out.push(u8::from(inner.on_revision != Revise::Keep));
     out.extend_from_slice(&keep(&inner.limits).to_le_bytes());
+    out.extend_from_slice(&0_u64.to_le_bytes());
     for limit in &inner.limits {
         out.push(limit.kind as u8);
         out.extend_from_slice(&limit.max.to_le_bytes());

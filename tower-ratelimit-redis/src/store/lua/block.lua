@@ -10,6 +10,6 @@ if not walk(value) then
 end
 local blocked = time > 0 and now + time or 0
 -- As long as after a charge: whatever is counted besides lasts no longer than that.
-local lasts = max(unpack('<I8', value, 7), ceil(time / 1000) + 1)
+local lasts = math.max(unpack('<I8', value, 7), math.ceil(time / 1000) + 1)
 redis.call('SET', KEYS[1], sub(value, 1, 14) .. pack('<I8', blocked) .. sub(value, 23), 'PX', lasts)
 return 1

@@ -1,5 +1,5 @@
 -- Concurrency: the number of permits (2 bytes), and of each its name (8), the end of its lease (8) and its units (4).
-size[7] = function(value, at)
+local function leases_size(value, at)
   return 2 + 20 * unpack('<I2', value, at)
 end
 
@@ -11,26 +11,26 @@ local function held(value, at, span)
     back = back or ends > now + span
     if ends > now then
       count, units = count + 1, units + of
-      permits[count] = sub(value, p, p + 7) .. pack('<I8', min(ends, now + span)) .. sub(value, p + 16, p + 19)
+      permits[count] = sub(value, p, p + 7) .. pack('<I8', math.min(ends, now + span)) .. sub(value, p + 16, p + 19)
     end
   end
-  return permits, count, units, back
+  return permits, count, math.min(units, 4294967295), back
 end
 
-used[7] = function(value, at, span)
-  local _, _, units, back = held(value, at, span)
-  return min(units, 4294967295), back
-end
-
-charged[7] = function(value, at, span, units, _, permit)
-  local permits, count = {}, 0
+local function leases(front, value, at, span, units, room, _, _, costs)
+  local permits, count, used, back = {}, 0, 0, false
   if at then
-    permits, count = held(value, at, span)
+    permits, count, used, back = held(value, at, span)
   end
+  if used > room then
+    return used, back
+  end
+  units = math.min(units, 4294967295 - used)
   -- What has no name could not be released.
-  if units > 0 and permit ~= '\0\0\0\0\0\0\0\0' and count < 1024 then
+  local permit = costs and sub(costs, 5, 12) or ''
+  if units > 0 and #permit == 8 and permit ~= '\0\0\0\0\0\0\0\0' and count < 1024 then
     count = count + 1
     permits[count] = permit .. pack('<I8I4', now + span, units)
   end
-  return pack('<I2', count) .. table.concat(permits)
+  return used, back, front .. pack('<I2', count) .. table.concat(permits)
 end

@@ -27,18 +27,17 @@ end
 local value = redis.pcall('GET', KEYS[1])
 local places = value and walk(value)
 if places then
-  local written = sub(value, 1, 22)
+  local written = sub(value, 1, 22 + 13 * #places)
   for _, counter in ipairs(places) do
     local kind, at, span = counter[1], counter[2], counter[3]
-    -- Charged with nothing: as it is now.
-    local state = charged[kind](value, at, span, 0)
+    local _, _, state = count('', value, at, span, 0, 4294967295, kind)
     if kind == 7 and span == lease then
       state = after(state, span)
     end
-    written = written .. sub(value, at - 13, at - 1) .. state
+    written = written .. state
   end
   -- As long as after a charge: whatever is counted besides lasts no longer than that, but for a block.
   local keep, blocked = unpack('<I8I8', value, 7)
-  redis.call('SET', KEYS[1], written, 'PX', max(keep, ceil((blocked - now) / 1000) + 1, 1))
+  redis.call('SET', KEYS[1], written, 'PX', math.max(keep, math.ceil((blocked - now) / 1000) + 1, 1))
 end
 return answer

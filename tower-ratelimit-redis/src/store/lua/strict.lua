@@ -1,34 +1,47 @@
 -- The strict window: the bucket of now (8 bytes), then 35 sums modulo 2^32 (4 each): what was counted before the oldest of 34 buckets,
 -- and up to the end of each of them, the last being the one ahead of now. So what is counted in a run of buckets is one difference.
-size[1] = 148
+-- Behind them the time at which it was charged (8).
+local strict_size = 156
 
-used[1] = function(value, at, span)
+local function strict(front, value, at, span, units, room, _, ahead)
   local phase = now % span
-  local passed = (now - phase) / span * 32 + floor(phase * 32 / span) - unpack('<I8', value, at)
-  if passed > 33 then
-    return 0, false
+  local part = phase * 32 / span
+  local index = (now - phase) / span * 32 + part - part % 1
+  -- How many buckets are over: up to 34, which are all.
+  local passed, back, before, present, last = 34, false, 0, 0, 0
+  if at then
+    local head, oldest = unpack('<I8I4', value, at)
+    passed, back = index - head, index < head
+    if passed > 33 then
+      passed = 34
+    else
+      present, last = unpack('<I4I4', value, at + 140)
+      before = oldest
+      if passed > 0 then
+        before, present = unpack('<I4', value, at + 8 + 4 * passed), last
+      end
+    end
   end
-  local before = unpack('<I4', value, at + 8 + 4 * max(passed, 0))
-  return (unpack('<I4', value, at + 144) - before) % 4294967296, passed < 0
-end
+  local used = (last - before) % 4294967296
+  if used > room then
+    return used, back
+  elseif used + units > 4294967295 then
+    units = 4294967295 - used
+  end
 
-charged[1] = function(value, at, span, units, ahead)
-  local phase = now % span
-  local index = (now - phase) / span * 32 + floor(phase * 32 / span)
-  local passed = at and max(index - unpack('<I8', value, at), 0) or 34
-  local present = ahead and 0 or units
-  if passed > 33 then
-    return pack('<I8', index) .. rep('\0', 132) .. pack('<I4I4', present, units)
+  if not ahead then
+    present = (present + units) % 4294967296
   end
-  local last = unpack('<I4', value, at + 144)
+  local newest = pack('<I4I4I8', present, (last + units) % 4294967296, now)
   if passed == 0 then
-    present = present + unpack('<I4', value, at + 140)
-  else
-    present = present + last
+    return used, back, front .. sub(value, at, at + 139) .. newest
+  elseif passed < 3 then
+    passed = passed > 0 and passed or 0
+    local kept = sub(value, at + 8 + 4 * passed, at + 139 + 4 * passed)
+    return used, back, front .. pack('<I8', index) .. kept .. newest
+  elseif passed > 33 then
+    return used, back, front .. pack('<I8', index) .. string.rep('\0', 132) .. newest
   end
-  local kept = sub(value, at + 8 + 4 * passed, at + 11 + 4 * min(passed + 32, 34))
-  if passed > 2 then
-    kept = kept .. rep(sub(value, at + 144, at + 147), passed - 2)
-  end
-  return pack('<I8', index) .. kept .. pack('<I4I4', present % 4294967296, (last + units) % 4294967296)
+  local gone = string.rep(sub(value, at + 144, at + 147), passed - 2)
+  return used, back, front .. pack('<I8', index) .. sub(value, at + 8 + 4 * passed, at + 147) .. gone .. newest
 end

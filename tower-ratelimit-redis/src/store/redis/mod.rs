@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use self::batch::{Gates, Request, Waiting};
 use super::{Asked, Permits, Store};
 use crate::{
-    Decision, Policy,
+    Decision, Policy, Revise,
     counter::{Charge, Charged, Kind, Now},
     counters::{Ask, Counters, corrupt},
     metrics,
@@ -26,20 +26,44 @@ macro_rules! script {
     };
 }
 
+/// A script that decides by one algorithm: whether a value ends with the time, and whether its states are of one length.
+macro_rules! one {
+    ($name:literal, timed: $timed:literal, $length:literal) => {
+        Script::new(concat!(
+            include_str!("../lua/head.lua"),
+            include_str!(concat!("../lua/", $name, ".lua")),
+            "local sole, timed, count, ",
+            $length,
+            " = true, ",
+            $timed,
+            ", ",
+            $name,
+            ", ",
+            $name,
+            "_size\n",
+            include_str!("../lua/check.lua"),
+        ))
+    };
+}
+
+/// A script that knows all algorithms.
+macro_rules! all {
+    ($($file:literal)+) => {
+        script!("head" "strict" "sliding" "gcra" "log" "fixed" "leases" "all" $($file)+)
+    };
+}
+
 // One for the policies of each algorithm, since a script that knows fewer is faster, and one that knows all.
-static STRICT: Script = script!("head" "strict" "check");
-static SLIDING: Script = script!("head" "sliding" "check");
-static GCRA: Script = script!("head" "gcra" "check");
-static LOG: Script = script!("head" "log" "check");
-static FIXED: Script = script!("head" "fixed" "check");
-static LEASES: Script = script!("head" "leases" "check");
-static ALL: Script = script!("head" "strict" "sliding" "gcra" "log" "fixed" "leases" "check");
-static REFUND: Script =
-    script!("head" "strict" "sliding" "gcra" "log" "fixed" "leases" "walk" "refund");
-static PERMITS: Script =
-    script!("head" "strict" "sliding" "gcra" "log" "fixed" "leases" "walk" "permits");
-static BLOCK: Script =
-    script!("head" "strict" "sliding" "gcra" "log" "fixed" "leases" "walk" "block");
+static STRICT: Script = one!("strict", timed: true, "length, size");
+static SLIDING: Script = one!("sliding", timed: false, "length, size");
+static GCRA: Script = one!("gcra", timed: true, "length, size");
+static LOG: Script = one!("log", timed: false, "size, length");
+static FIXED: Script = one!("fixed", timed: false, "length, size");
+static LEASES: Script = one!("leases", timed: false, "size, length");
+static ALL: Script = all!("check");
+static REFUND: Script = all!("walk" "refund");
+static PERMITS: Script = all!("walk" "permits");
+static BLOCK: Script = all!("walk" "block");
 static REPLACE: Script = script!("replace");
 
 /// The script for the algorithms of this policy.
@@ -122,9 +146,12 @@ impl Server {
         let mut script = script(policy);
         loop {
             let call = self.redis.script(script, asked.class(), &[key]);
-            let call = call.arg(policy.packed()).int(asked.number());
-            let call = call.arg(cost_of(policy, asked.charge));
-            let (now, mut answers) = read(call.run(left()).await?)?;
+            let call = call.arg(policy.packed()).int(policy.keep());
+            let mut call = call.arg(cost_of(policy, asked.charge));
+            if let Some(number) = asked.number(policy) {
+                call = call.int(number);
+            }
+            let (now, mut answers) = read(call.run(left()).await?, asked.charge.units)?;
             match answers.pop().unwrap_or(Answer::Corrupt) {
                 Answer::Decided { granted, value } => {
                     let mut counters = Counters::decode(&value, policy)?;
@@ -191,7 +218,7 @@ impl Server {
         let (policy, asked) = (first.request.policy.clone(), first.request.asked);
         let keys: Vec<&str> = subjects.iter().map(|subject| &*subject.key).collect();
         let script = self.redis.script(script(&policy), Class::AtMostOnce, &keys);
-        let mut call = script.arg(policy.packed()).int(asked.number());
+        let mut call = script.arg(policy.packed()).int(policy.keep());
         for subject in &subjects {
             call = call.arg(&subject.costs);
         }
@@ -202,11 +229,15 @@ impl Server {
             .sum::<usize>()
             - 1;
         metrics::coalesced(&policy, others as u64);
+        if let Some(number) = asked.number(&policy) {
+            call = call.int(number);
+        }
         let left = subjects
             .iter()
             .map(|subject| batch::time_left(&subject.calls))
             .max();
-        match call.run(left.unwrap_or_default()).await.and_then(read) {
+        let reply = call.run(left.unwrap_or_default()).await;
+        match reply.and_then(|reply| read(reply, asked.charge.units)) {
             Ok((now, answers)) => {
                 for (subject, answer) in subjects.into_iter().zip(answers) {
                     self.deliver(&policy, subject, now, answer).await;
@@ -258,7 +289,7 @@ impl Server {
 /// Calls under one policy that are decided in one way.
 struct Group {
     policy: Policy,
-    number: u64,
+    number: Option<u64>,
     subjects: Vec<Calls>,
     places: HashMap<Arc<str>, usize>,
 }
@@ -274,7 +305,7 @@ impl Group {
     fn of(waiting: Waiting) -> Self {
         let mut group = Self {
             policy: waiting.request.policy.clone(),
-            number: waiting.request.asked.number(),
+            number: waiting.request.asked.number(&waiting.request.policy),
             subjects: Vec::new(),
             places: HashMap::new(),
         };
@@ -284,7 +315,7 @@ impl Group {
 
     fn takes(&self, waiting: &Waiting) -> bool {
         self.policy.is_decided_as(&waiting.request.policy)
-            && self.number == waiting.request.asked.number()
+            && self.number == waiting.request.asked.number(&waiting.request.policy)
     }
 
     fn add(&mut self, waiting: Waiting) {
@@ -318,8 +349,18 @@ fn cost_of(policy: &Policy, charge: Charge) -> Vec<u8> {
     cost
 }
 
-/// The time, and the answer for each subject.
-fn read(reply: Reply) -> Result<(Now, Vec<Answer>), Error> {
+/// The time, and the answer for each subject. The value alone is the answer where a single call was admitted that costs so much.
+fn read(reply: Reply, cost: u32) -> Result<(Now, Vec<Answer>), Error> {
+    if !reply.is_list() {
+        let value = reply.bytes()?.unwrap_or_default();
+        let at = value.last_chunk().ok_or_else(corrupt)?;
+        let at = u64::from_le_bytes(*at);
+        let granted = vec![cost];
+        return Ok((
+            Now { at, wall: at },
+            vec![Answer::Decided { granted, value }],
+        ));
+    }
     let mut items = reply.list()?.into_iter();
     let at = items.next().map_or(Err(corrupt()), |now| now.int())?;
     let at = at.unsigned_abs();
@@ -333,9 +374,14 @@ fn read(reply: Reply) -> Result<(Now, Vec<Answer>), Error> {
 fn answer(outcome: Reply, value: Reply) -> Result<Answer, Error> {
     let value = value.bytes()?.unwrap_or_default();
     Ok(match outcome.int() {
-        Ok(1) => Answer::Unknown,
-        Ok(2) => Answer::Revise { value },
-        Ok(_) => Answer::Corrupt,
+        Ok(-3) => Answer::Revise { value },
+        Ok(-2) => Answer::Unknown,
+        Ok(-1) => Answer::Corrupt,
+        Ok(granted) => {
+            let granted = u32::try_from(granted).map_err(|_| corrupt())?;
+            let granted = vec![granted];
+            Answer::Decided { granted, value }
+        }
         Err(_) => {
             let granted = outcome.bytes()?.unwrap_or_default();
             let (granted, _) = granted.as_chunks::<4>();
@@ -355,13 +401,24 @@ impl Asked {
         }
     }
 
-    fn number(self) -> u64 {
-        let ask = match self.ask {
+    /// How it is decided, as the script takes it; none if in no special way.
+    fn number(self, policy: &Policy) -> Option<u64> {
+        let mut number = match self.ask {
             Ask::All => 0,
             Ask::AtMost => 1,
             Ask::Anyway => 2,
         };
-        ask + if self.charge.ahead { 4 } else { 0 }
+        let special = [
+            (self.charge.ahead, 4),
+            (policy.on_revision() != Revise::Keep, 8),
+            (policy.has_leases(), 16),
+        ];
+        number += special
+            .iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, bit)| bit)
+            .sum::<u64>();
+        (number > 0).then_some(number)
     }
 }
 
