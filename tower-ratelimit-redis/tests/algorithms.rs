@@ -37,14 +37,25 @@ const STORED: [(u8, Algorithm); 6] = [
     (6, Algorithm::FixedWindow(WindowStart::FirstCall)),
 ];
 
-/// The counter of nine units in `window` after two were charged at [`START`] and three more half an hour later, as version 1
-/// stores it: later versions have to read it.
-fn counter(kind: u8, window: u64) -> Vec<u8> {
-    let later = START + HALF;
-    let span = if kind == 3 { window / 9 } else { window };
+/// How long one unit, or all, count.
+fn span(kind: u8, window: u64) -> u64 {
+    if kind == 3 { window / 9 } else { window }
+}
+
+/// What stands before the states of a counter of nine units in `window`.
+fn of_limit(kind: u8, window: u64) -> Vec<u8> {
     let mut bytes = vec![kind];
     bytes.extend(9_u32.to_le_bytes());
-    bytes.extend(span.to_le_bytes());
+    bytes.extend(span(kind, window).to_le_bytes());
+    bytes
+}
+
+/// The state of that counter after two were charged at [`START`] and three more half an hour later, as version 1 stores it: later
+/// versions have to read it.
+fn state(kind: u8, window: u64) -> Vec<u8> {
+    let later = START + HALF;
+    let span = span(kind, window);
+    let mut bytes = Vec::new();
     let number = |number: u64| number.to_le_bytes();
     let units = |units: u32| units.to_le_bytes();
     match kind {
@@ -58,6 +69,7 @@ fn counter(kind: u8, window: u64) -> Vec<u8> {
                     u32::from(slot >= bucket(START)) * 2 + u32::from(slot >= bucket(later)) * 3;
                 bytes.extend(units(sum));
             }
+            bytes.extend(number(later));
         }
         2 => {
             let (first, last) = (START / window, later / window);
@@ -68,7 +80,7 @@ fn counter(kind: u8, window: u64) -> Vec<u8> {
         3 => {
             // Of what was spent at first, as much has refilled as fits into the time since.
             let full = (START + 2 * span).max(later) + 3 * span;
-            bytes.extend([number(later), number(full)].concat());
+            bytes.extend([number(full), number(later)].concat());
         }
         4 => {
             bytes.extend(2_u16.to_le_bytes());
@@ -99,6 +111,12 @@ fn head(counters: u8, keep: u64) -> Vec<u8> {
     head
 }
 
+/// The value of a policy with this one limit.
+fn one(kind: u8, window: u64) -> Vec<u8> {
+    let head = head(1, lifetime(kind, window));
+    [head, of_limit(kind, window), state(kind, window)].concat()
+}
+
 /// For how long something may count.
 fn lifetime(kind: u8, window: u64) -> u64 {
     match kind {
@@ -123,8 +141,7 @@ mod cases {
             let Some(stored) = fixture.stored().await else {
                 return;
             };
-            let mut value = head(1, lifetime(kind, HOUR));
-            value.extend(counter(kind, HOUR));
+            let value = one(kind, HOUR);
             assert_eq!(stored[0].1, value, "{algorithm:?}");
             let audit = Audit::new("test", "the next one");
             limiter.reset(&policy, "a", &audit).await.unwrap();
@@ -136,12 +153,14 @@ mod cases {
         let limiter = limiter(fixture);
         let windows = (1..).map(|n| 100 * n * HOUR);
         let limits: Vec<_> = windows.zip(STORED).collect();
-        let mut value = head(6, 1_300 * HOUR);
+        let (mut value, mut states) = (head(6, 1_300 * HOUR), Vec::new());
         let mut policy = Policy::new("test");
         for (window, (kind, algorithm)) in limits.iter().rev() {
-            value.extend(counter(*kind, *window));
+            value.extend(of_limit(*kind, *window));
+            states.extend(state(*kind, *window));
             policy = policy.limit_by(*algorithm, 9, Duration::from_micros(*window));
         }
+        value.extend(states);
         let policy = policy.build().unwrap();
         fixture.set(START + HALF).await;
         check(&limiter, &policy, 1).await;
@@ -156,11 +175,10 @@ mod cases {
 
         // Each by its own script, and as a counter that the policy of another has behind its own.
         for (window, (kind, algorithm)) in limits {
-            let one = Policy::new("test");
-            let one = one.limit_by(algorithm, 9, Duration::from_micros(window));
-            let value = [head(1, lifetime(kind, window)), counter(kind, window)].concat();
-            fixture.spoil(&value).await;
-            let decision = check(&limiter, &one.build().unwrap(), 3).await;
+            let own = Policy::new("test");
+            let own = own.limit_by(algorithm, 9, Duration::from_micros(window));
+            fixture.spoil(&one(kind, window)).await;
+            let decision = check(&limiter, &own.build().unwrap(), 3).await;
             assert_eq!(remaining(&decision), [1], "{algorithm:?}");
             assert_eq!(
                 remaining(&check(&limiter, &policy, 1).await).iter().min(),

@@ -157,6 +157,7 @@ impl Counter {
         }
     }
 
+    #[inline]
     pub(crate) fn belongs_to(&self, limit: &Limit) -> bool {
         self.kind == limit.kind && self.span == limit.span
     }
@@ -178,12 +179,14 @@ impl Counter {
     }
 
     /// Forgets what is too old. Tells whether the clock went back, so that this must be stored.
+    #[inline]
     pub(crate) fn advance(&mut self, now: Now) -> bool {
         let now = now.of(self.kind);
         each_state!(&mut self.state, counter => counter.advance(now))
     }
 
     /// How many units count at this moment, to which the counter has been advanced.
+    #[inline]
     pub(crate) fn used(&self, now: Now) -> u32 {
         let now = now.of(self.kind);
         each_state!(&self.state, counter => counter.used(now))
@@ -194,6 +197,7 @@ impl Counter {
     }
 
     /// Counts without asking.
+    #[inline]
     pub(crate) fn charge(&mut self, charge: Charge, now: Now) {
         let now = now.of(self.kind);
         each_state!(&mut self.state, counter => counter.charge(charge, now));
@@ -217,6 +221,7 @@ impl Counter {
     }
 
     /// How long until at most `most` units count; `None` if nobody can tell.
+    #[inline]
     pub(crate) fn until(&self, most: u32, now: Now) -> Option<Duration> {
         let now = now.of(self.kind);
         let until = each_state!(&self.state, counter => counter.until(most, now));

@@ -134,13 +134,22 @@ impl Ring {
 
     /// How long until at most `most` units are counted.
     pub(crate) fn until(&self, most: u32, now: u64) -> Option<u64> {
-        let excess = self.total.saturating_sub(most);
+        let excess = u64::from(self.total.saturating_sub(most));
         if excess == 0 {
             return Some(0);
         }
-        let mut expired = 0_u32;
-        for (age, slot) in (1..).zip(&self.slots) {
-            expired = expired.saturating_add(*slot);
+        let (mut expired, mut skipped) = (0, 0);
+        // Most often all but the newest are empty, and the sum of some is one step.
+        for slots in self.slots.as_chunks::<8>().0 {
+            let sum: u64 = slots.iter().copied().map(u64::from).sum();
+            if expired + sum >= excess {
+                break;
+            }
+            expired += sum;
+            skipped += slots.len();
+        }
+        for (age, slot) in (1..).zip(&self.slots).skip(skipped) {
+            expired += u64::from(*slot);
             if expired >= excess {
                 let end = start(self.head + age, self.window);
                 return Some(end.saturating_sub(now));

@@ -1,19 +1,19 @@
 //! The in-process store: for the memory backend, and for the fallback of the others.
 
 use std::{
-    collections::HashMap,
     fmt,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use hashbrown::HashTable;
 use redis_conn::{Clock, Error, Subject};
 
 use super::{Asked, Permits, Store};
 use crate::{
     Decision, Policy,
-    counter::{Charge, Charged, Now},
+    counter::{Charge, Charged, Kind, Now},
     counters::Counters,
 };
 
@@ -24,6 +24,8 @@ const SWEEP_FROM: usize = 64;
 const SWEEP_PAUSE: u64 = 1_000_000;
 /// The longest subject that is kept as it is.
 const MAX_SUBJECT: usize = 64;
+/// The longest one that is kept in the table itself, where finding it reads no memory besides.
+const MAX_INLINE: usize = 30;
 
 /// Counts by policy and subject, in shards with a lock each.
 ///
@@ -46,15 +48,36 @@ struct Shard {
 
 struct Table {
     policy: Arc<str>,
-    entries: HashMap<Box<[u8]>, Entry>,
+    /// Whether a counter may go by the wall clock.
+    calendar: bool,
+    entries: HashTable<Entry>,
     /// Who came when the shard was full.
-    overflow: Option<Entry>,
+    overflow: Option<Counted>,
     /// The number of entries at which the next sweep pays.
     sweep_at: usize,
 }
 
-#[derive(Clone)]
 struct Entry {
+    hash: u64,
+    name: Name,
+    counted: Counted,
+}
+
+/// The bytes that a subject is filed under.
+enum Name {
+    Short { length: u8, bytes: [u8; MAX_INLINE] },
+    Long(Box<[u8]>),
+}
+
+/// Such bytes and their hash, which chooses the shard and the place in its tables.
+#[derive(Clone, Copy)]
+struct Key<'a> {
+    hash: u64,
+    name: &'a [u8],
+}
+
+#[derive(Clone)]
+struct Counted {
     counters: Counters,
     /// From then on nothing is counted any more.
     expires: u64,
@@ -77,34 +100,34 @@ impl MemoryStore {
         if charge.units == 0 {
             return self.look_now(policy, subject, 0);
         }
-        self.with_entry(policy, subject, |entry, now| {
-            entry.counters.advance(policy, now);
-            let granted = entry.counters.decide(policy, ask, charge, now);
-            Decision::new(policy, &entry.counters, now, charge.units, granted)
+        self.with_entry(policy, subject, |counted, now| {
+            counted.counters.advance(policy, now);
+            let granted = counted.counters.decide(policy, ask, charge, now);
+            Decision::new(policy, &counted.counters, now, charge.units, granted)
         })
     }
 
     /// Counts a call that another store has admitted.
     pub(crate) fn charge(&self, policy: &Policy, subject: &Subject, charge: Charge) {
         if charge.units > 0 {
-            self.with_entry(policy, subject, |entry, now| {
-                entry.counters.advance(policy, now);
-                entry.counters.charge(policy, charge, now);
+            self.with_entry(policy, subject, |counted, now| {
+                counted.counters.advance(policy, now);
+                counted.counters.charge(policy, charge, now);
             });
         }
     }
 
     /// Takes back what was charged lately, whenever that was: where another store decides, this one need not be exact.
     pub(crate) fn refund_now(&self, policy: &Policy, subject: &Subject, units: u32) {
-        self.with_known(policy, subject, |entry, now| {
-            entry.counters.age(now);
-            entry.counters.refund(units, Charged::at(now), now);
+        self.with_known(policy, subject, |counted, now| {
+            counted.counters.age(now);
+            counted.counters.refund(units, Charged::at(now), now);
         });
     }
 
     pub(crate) fn block_now(&self, policy: &Policy, subject: &Subject, time: Duration) {
-        self.with_entry(policy, subject, |entry, now| {
-            entry.counters.block(time, now)
+        self.with_entry(policy, subject, |counted, now| {
+            counted.counters.block(time, now)
         });
     }
 
@@ -115,32 +138,36 @@ impl MemoryStore {
         what: Permits,
         names: &[u64],
     ) -> Vec<bool> {
-        let held = self.with_known(policy, subject, |entry, now| {
-            entry.counters.age(now);
+        let held = self.with_known(policy, subject, |counted, now| {
+            counted.counters.age(now);
             let held = names
                 .iter()
-                .map(|name| entry.counters.hold(policy, what, *name, now));
+                .map(|name| counted.counters.hold(policy, what, *name, now));
             held.collect()
         });
         held.unwrap_or_else(|| vec![false; names.len()])
     }
 
     pub(crate) fn forget(&self, policy: &Policy, subject: &Subject) {
-        short(subject, |name| {
-            if let Some(table) = self.shard(name).table_mut(policy) {
-                table.entries.remove(name);
+        self.with_key(subject, |key| {
+            if let Some(table) = self.shard(key).table_mut(policy)
+                && let Ok(entry) = table.entries.find_entry(key.hash, key.is_of())
+            {
+                entry.remove();
             }
         });
     }
 
     /// What a call of this cost would meet. It makes no entry.
     pub(crate) fn look_now(&self, policy: &Policy, subject: &Subject, cost: u32) -> Decision {
-        short(subject, |name| {
-            let shard = self.shard(name);
-            let now = self.now();
-            let stored = shard.table(policy).and_then(|table| table.find(name));
+        self.with_key(subject, |key| {
+            let shard = self.shard(key);
+            let table = shard.table(policy);
+            let calendar = goes_by_calendar(policy) || table.is_some_and(|table| table.calendar);
+            let now = self.now(calendar);
+            let stored = table.and_then(|table| table.find(key));
             let mut counters = match stored {
-                Some(entry) => entry.counters.clone(),
+                Some(counted) => counted.counters.clone(),
                 None => Counters::new(policy, now),
             };
             counters.advance(policy, now);
@@ -148,26 +175,31 @@ impl MemoryStore {
         })
     }
 
-    fn now(&self) -> Now {
-        Now {
-            at: self.clock.boot_micros(),
-            wall: self.clock.wall_micros(),
-        }
+    /// The wall clock is read where something goes by it, which is rare.
+    fn now(&self, calendar: bool) -> Now {
+        let at = self.clock.boot_micros();
+        let wall = if calendar {
+            self.clock.wall_micros()
+        } else {
+            at
+        };
+        Now { at, wall }
     }
 
     fn with_entry<T>(
         &self,
         policy: &Policy,
         subject: &Subject,
-        act: impl FnOnce(&mut Entry, Now) -> T,
+        act: impl FnOnce(&mut Counted, Now) -> T,
     ) -> T {
-        short(subject, |name| {
-            let mut shard = self.shard(name);
+        self.with_key(subject, |key| {
+            let mut shard = self.shard(key);
+            let place = shard.place(policy);
             // Read under the lock, or a later holder could see an earlier time and take it for a clock that went back.
-            let now = self.now();
-            shard.with_entry(policy, name, self.capacity, now, |entry| {
-                let outcome = act(entry, now);
-                entry.expires = entry.counters.expires(now);
+            let now = self.now(shard.tables[place].calendar);
+            shard.with_counted(place, policy, key, self.capacity, now, |counted| {
+                let outcome = act(counted, now);
+                counted.expires = counted.counters.expires(now);
                 outcome
             })
         })
@@ -178,22 +210,66 @@ impl MemoryStore {
         &self,
         policy: &Policy,
         subject: &Subject,
-        act: impl FnOnce(&mut Entry, Now) -> T,
+        act: impl FnOnce(&mut Counted, Now) -> T,
     ) -> Option<T> {
-        short(subject, |name| {
-            let mut shard = self.shard(name);
-            let now = self.now();
-            let entry = shard.table_mut(policy)?.find_mut(name)?;
-            let outcome = act(entry, now);
-            entry.expires = entry.counters.expires(now);
+        self.with_key(subject, |key| {
+            let mut shard = self.shard(key);
+            let table = shard.table_mut(policy)?;
+            let now = self.now(table.calendar);
+            let counted = table.find_mut(key)?;
+            let outcome = act(counted, now);
+            counted.expires = counted.counters.expires(now);
             Some(outcome)
         })
     }
 
-    fn shard(&self, name: &[u8]) -> MutexGuard<'_, Shard> {
-        let hash = self.hasher.hash_one(name);
-        let shard = &self.shards[hash as usize % SHARDS];
+    fn with_key<T>(&self, subject: &Subject, act: impl FnOnce(Key<'_>) -> T) -> T {
+        short(subject, |name| {
+            let hash = self.hasher.hash_one(name);
+            act(Key { hash, name })
+        })
+    }
+
+    fn shard(&self, key: Key<'_>) -> MutexGuard<'_, Shard> {
+        // The tables go by the lowest and the highest bits.
+        let shard = &self.shards[(key.hash >> 32) as usize % SHARDS];
         shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn goes_by_calendar(policy: &Policy) -> bool {
+    policy
+        .limits()
+        .iter()
+        .any(|limit| limit.kind == Kind::FixedAligned)
+}
+
+impl<'a> Key<'a> {
+    fn is_of(self) -> impl Fn(&Entry) -> bool + 'a {
+        move |entry| entry.hash == self.hash && entry.name.as_bytes() == self.name
+    }
+}
+
+impl Name {
+    fn new(name: &[u8]) -> Self {
+        let mut bytes = [0; MAX_INLINE];
+        match bytes.get_mut(..name.len()) {
+            Some(start) => {
+                start.copy_from_slice(name);
+                Self::Short {
+                    length: name.len() as u8,
+                    bytes,
+                }
+            }
+            None => Self::Long(name.into()),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Short { length, bytes } => &bytes[..usize::from(*length)],
+            Self::Long(bytes) => bytes,
+        }
     }
 }
 
@@ -221,29 +297,34 @@ impl Shard {
         self.tables.iter_mut().find(|table| table.is_of(policy))
     }
 
-    /// Acts on the entry of a subject, or on the one that it shares.
-    fn with_entry<T>(
+    /// Where the table of a policy is.
+    fn place(&mut self, policy: &Policy) -> usize {
+        let place = self.tables.iter().position(|table| table.is_of(policy));
+        let place = place.unwrap_or_else(|| {
+            self.tables.push(Table::new(policy));
+            self.tables.len() - 1
+        });
+        // Whoever comes later meets its counters.
+        self.tables[place].calendar |= goes_by_calendar(policy);
+        place
+    }
+
+    /// Acts on what is counted of a subject, or of those that share an entry.
+    fn with_counted<T>(
         &mut self,
+        place: usize,
         policy: &Policy,
-        name: &[u8],
+        key: Key<'_>,
         capacity: usize,
         now: Now,
-        act: impl FnOnce(&mut Entry) -> T,
+        act: impl FnOnce(&mut Counted) -> T,
     ) -> T {
-        if let Some(entry) = self
-            .table_mut(policy)
-            .and_then(|table| table.entries.get_mut(name))
-        {
-            return act(entry);
-        }
-        if self.table(policy).is_none() {
-            self.tables.push(Table::new(policy));
+        let entries = &mut self.tables[place].entries;
+        if let Some(entry) = entries.find_mut(key.hash, key.is_of()) {
+            return act(&mut entry.counted);
         }
         let full = self.is_full(capacity, now);
-        match self.table_mut(policy) {
-            Some(table) => act(table.newcomer(policy, name, full, now)),
-            None => act(&mut Entry::new(policy, now)),
-        }
+        act(self.tables[place].newcomer(policy, key, full, now))
     }
 
     /// Whether there is no room, also when what has expired is gone: under whatever policy, or one that is flooded would leave
@@ -265,7 +346,8 @@ impl Table {
     fn new(policy: &Policy) -> Self {
         Self {
             policy: Arc::clone(policy.shared_name()),
-            entries: HashMap::new(),
+            calendar: false,
+            entries: HashTable::new(),
             overflow: None,
             sweep_at: SWEEP_FROM,
         }
@@ -276,46 +358,55 @@ impl Table {
     }
 
     /// An entry for a subject that has none; the shared one if the shard is full.
-    fn newcomer(&mut self, policy: &Policy, name: &[u8], full: bool, now: Now) -> &mut Entry {
-        self.overflow.take_if(|entry| entry.expires <= now.at);
+    fn newcomer(&mut self, policy: &Policy, key: Key<'_>, full: bool, now: Now) -> &mut Counted {
+        self.overflow.take_if(|shared| shared.expires <= now.at);
         if full {
-            return self.overflow.get_or_insert_with(|| Entry::new(policy, now));
+            return self
+                .overflow
+                .get_or_insert_with(|| Counted::new(policy, now));
         }
         // When their number has doubled: an insertion pays for a few others.
         if self.entries.len() >= self.sweep_at {
             self.sweep(now);
         }
         // What it may have been charged while it shared an entry stays charged.
-        let entry = match &self.overflow {
+        let counted = match &self.overflow {
             Some(shared) => shared.clone(),
-            None => Entry::new(policy, now),
+            None => Counted::new(policy, now),
         };
-        self.entries
-            .entry(name.into())
-            .insert_entry(entry)
-            .into_mut()
+        let Key { hash, name } = key;
+        let name = Name::new(name);
+        let entry = Entry {
+            hash,
+            name,
+            counted,
+        };
+        let entry = self.entries.insert_unique(hash, entry, |entry| entry.hash);
+        &mut entry.into_mut().counted
     }
 
     /// Drops what has expired.
     fn sweep(&mut self, now: Now) {
-        self.entries.retain(|_, entry| entry.expires > now.at);
+        self.entries.retain(|entry| entry.counted.expires > now.at);
         let kept = self.entries.len();
         self.sweep_at = SWEEP_FROM.max(2 * kept);
-        self.entries.shrink_to(self.sweep_at);
+        self.entries.shrink_to(self.sweep_at, |entry| entry.hash);
     }
 
-    fn find(&self, name: &[u8]) -> Option<&Entry> {
+    fn find(&self, key: Key<'_>) -> Option<&Counted> {
+        let own = self.entries.find(key.hash, key.is_of());
         // Whoever has no entry might be counted in the shared one.
-        self.entries.get(name).or(self.overflow.as_ref())
+        own.map(|entry| &entry.counted).or(self.overflow.as_ref())
     }
 
-    fn find_mut(&mut self, name: &[u8]) -> Option<&mut Entry> {
-        let own = self.entries.get_mut(name);
-        own.or(self.overflow.as_mut())
+    fn find_mut(&mut self, key: Key<'_>) -> Option<&mut Counted> {
+        let own = self.entries.find_mut(key.hash, key.is_of());
+        own.map(|entry| &mut entry.counted)
+            .or(self.overflow.as_mut())
     }
 }
 
-impl Entry {
+impl Counted {
     fn new(policy: &Policy, now: Now) -> Self {
         let counters = Counters::new(policy, now);
         Self {
@@ -354,9 +445,9 @@ impl Store for MemoryStore {
         charged: Charged,
         _: Duration,
     ) -> Result<(), Error> {
-        self.with_known(policy, subject, |entry, now| {
-            entry.counters.age(now);
-            entry.counters.refund(units, charged, now);
+        self.with_known(policy, subject, |counted, now| {
+            counted.counters.age(now);
+            counted.counters.refund(units, charged, now);
         });
         Ok(())
     }
@@ -426,7 +517,7 @@ mod tests {
 
     /// The subjects of one shard: more of them than fit.
     fn crowd(store: &MemoryStore) -> Vec<Subject> {
-        let shard = |name: &str| store.hasher.hash_one(name.as_bytes()) as usize % SHARDS;
+        let shard = |name: &str| (store.hasher.hash_one(name.as_bytes()) >> 32) as usize % SHARDS;
         let names = (0..).map(|n| format!("subject {n}"));
         let crowd = names.filter(|name| shard(name) == 0).take(5);
         crowd.map(Subject::from).collect()
@@ -531,8 +622,11 @@ mod tests {
         store.forget(&policy, &crowd[0]);
         // A place is free, and nothing shared is left to begin with.
         assert!(store.decide_now(&policy, &crowd[4], all(2)).is_allowed());
-        let shard = store.shard(crowd[4].as_bytes());
-        assert!(shard.table(&policy).unwrap().overflow.is_none());
+        let shared = |key: Key<'_>| {
+            let shard = store.shard(key);
+            shard.table(&policy).unwrap().overflow.is_some()
+        };
+        assert!(!store.with_key(&crowd[4], shared));
     }
 
     /// Reads, before it tells the time, whether the shard of all of this is locked.

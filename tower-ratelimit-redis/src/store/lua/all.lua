@@ -7,8 +7,8 @@ local function size(value, at, kind)
   return type(length) == 'number' and length or length(value, at)
 end
 
-local function count(front, value, at, span, units, room, kind, ahead, costs)
-  return counts[kind](front, value, at, span, units, room, kind, ahead, costs)
+local function count(front, value, at, span, units, room, kind, ahead, costs, most, kept)
+  return counts[kind](front, value, at, span, units, room, kind, ahead, costs, most, kept)
 end
 
 local sole, timed, length = false, false, nil
