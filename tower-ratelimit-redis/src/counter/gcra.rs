@@ -5,7 +5,7 @@
 //! the length `burst` x interval up to twice as many: those and what refills meanwhile. Everything is in whole microseconds, so
 //! nothing is lost to rounding, however often it is asked.
 //!
-//! In process the decision is [governor]'s, on the same number.
+//! governor decides the same, which the tests prove: it counts in nanoseconds what is whole microseconds here and in the scripts.
 
 use super::Charge;
 
@@ -97,6 +97,47 @@ mod stored {
                 full: u64_of(bytes)?,
                 last: u64_of(bytes)?,
             })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroU32, time::Duration};
+
+    use governor::{Quota, RateLimiter, clock::FakeRelativeClock};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+        #[test]
+        fn governor_decides_the_same(
+            interval in prop_oneof![Just(1_u64), Just(3), 1_u64..2_000_000],
+            burst in 1_u32..30,
+            calls in prop::collection::vec((0_u64..40, 1_u32..5), 1..120),
+        ) {
+            let quota = Quota::with_period(Duration::from_micros(interval)).unwrap();
+            let quota = quota.allow_burst(NonZeroU32::new(burst).unwrap());
+            let clock = FakeRelativeClock::default();
+            let governor = RateLimiter::direct_with_clock(quota, clock.clone());
+            let mut now = 7_000_000;
+            let mut counter = Gcra::new(interval, now);
+            for (tenths, units) in calls {
+                // Mostly less than an interval, and never so much that it is all free again at once.
+                let step = interval * tenths / 10;
+                now += step;
+                clock.advance(Duration::from_micros(step));
+                counter.advance(now);
+                let admitted = u64::from(counter.used(now)) + u64::from(units) <= u64::from(burst);
+                if admitted {
+                    counter.charge(Charge::of(units), now);
+                }
+                let theirs = governor.check_n(NonZeroU32::new(units).unwrap());
+                prop_assert_eq!(admitted, matches!(theirs, Ok(Ok(()))));
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Where the counts live: one store for each backend, behind one trait.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use redis_conn::{Backend, Error, ErrorKind, Subject, raw::Engine};
 
@@ -231,7 +231,7 @@ fn key(backend: &Backend, policy: &Policy, subject: &Subject) -> String {
         letter: 'r',
         version: crate::counters::VERSION,
     };
-    backend.key(LAYOUT, &digest(subject), policy.name())
+    backend.key(LAYOUT, &digits(subject)[..DIGITS], policy.name())
 }
 
 /// What an embedded store does to the counters of a subject, which are aged to now: as the scripts do.
@@ -259,9 +259,14 @@ pub(crate) fn micros(duration: Duration) -> u64 {
 
 /// 128 bits in hexadecimal digits: names a subject to nobody who does not know it, and no two subjects alike.
 pub(crate) fn digest(subject: &Subject) -> String {
-    let mut digits = blake3::hash(subject.as_bytes()).to_hex().to_string();
-    digits.truncate(32);
-    digits
+    digits(subject)[..DIGITS].to_owned()
+}
+
+/// So many hexadecimal digits are 128 bits.
+const DIGITS: usize = 32;
+
+fn digits(subject: &Subject) -> impl Deref<Target = str> {
+    blake3::hash(subject.as_bytes()).to_hex()
 }
 
 #[cfg(test)]
