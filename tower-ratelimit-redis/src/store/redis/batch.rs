@@ -17,8 +17,9 @@ use tokio::{sync::oneshot, time::Instant};
 use super::Server;
 use crate::{Decision, Policy, store::Asked};
 
-/// So many script calls to one server are under way at most before others wait.
-const FLIGHTS: usize = 4;
+/// So many script calls to one server are under way at most before others wait: one is decided while the other is on its way. More
+/// would only divide the same calls by more script calls; fewer leaves the server idle meanwhile.
+const FLIGHTS: usize = 2;
 /// So many calls go together at most.
 const MANY: usize = 128;
 
