@@ -45,6 +45,8 @@ pub(crate) struct Ring {
     before: u32,
     /// The sum of all slots.
     total: u32,
+    /// Before this slot nothing counts.
+    oldest: usize,
     /// Oldest first.
     slots: [u32; SLOTS],
 }
@@ -77,6 +79,7 @@ impl Ring {
             now,
             before: 0,
             total: 0,
+            oldest: SLOTS,
             slots: [0; SLOTS],
         }
     }
@@ -98,6 +101,10 @@ impl Ring {
             self.total = self.total.wrapping_sub(expired);
             self.slots.copy_within(passed.., 0);
             self.slots[SLOTS - passed..].fill(0);
+            self.oldest = self.oldest.saturating_sub(passed);
+        }
+        while self.slots.get(self.oldest) == Some(&0) {
+            self.oldest += 1;
         }
         self.head = now;
         back
@@ -111,8 +118,9 @@ impl Ring {
     pub(crate) fn charge(&mut self, charge: Charge, _: u64) {
         let units = charge.units.min(u32::MAX - self.total);
         self.total += units;
-        let slot = &mut self.slots[if charge.ahead { AHEAD } else { NOW }];
-        *slot = slot.wrapping_add(units);
+        let at = if charge.ahead { AHEAD } else { NOW };
+        self.slots[at] = self.slots[at].wrapping_add(units);
+        self.oldest = self.oldest.min(at);
     }
 
     /// Takes units out of the bucket of `at`, or of the one ahead of that: as many as it has. What was charged at other times counts on
@@ -138,20 +146,11 @@ impl Ring {
         if excess == 0 {
             return Some(0);
         }
-        let (mut expired, mut skipped) = (0, 0);
-        // Most often all but the newest are empty, and the sum of some is one step.
-        for slots in self.slots.as_chunks::<8>().0 {
-            let sum: u64 = slots.iter().copied().map(u64::from).sum();
-            if expired + sum >= excess {
-                break;
-            }
-            expired += sum;
-            skipped += slots.len();
-        }
-        for (age, slot) in (1..).zip(&self.slots).skip(skipped) {
+        let mut expired = 0;
+        for (at, slot) in self.slots.iter().enumerate().skip(self.oldest) {
             expired += u64::from(*slot);
             if expired >= excess {
-                let end = start(self.head + age, self.window);
+                let end = start(self.head + at as u64 + 1, self.window);
                 return Some(end.saturating_sub(now));
             }
         }
@@ -205,6 +204,7 @@ mod stored {
                 now: u64_of(bytes)?,
                 before,
                 total: sum.wrapping_sub(before),
+                oldest: 0,
                 slots,
             })
         }
