@@ -101,7 +101,9 @@
 //! Redis 6.2 or Valkey 7.2 and later, with `noeviction`: a server that evicts forgets counts. A user of the server needs the keys
 //! `tk:r1:*` with `EVALSHA`, `EVAL`, `TIME`, `GET`, `SET`, and `DEL` for resets; and the channel `tk:b1:limits` with `SUBSCRIBE`
 //! and `PUBLISH` (on a cluster `SSUBSCRIBE` and `SPUBLISH`), by which resets and blocks are told. Without the channel a refusal is
-//! remembered for a second at most, and a reset or a block is an error after it took effect: others may not have heard of it.
+//! remembered for a second at most, and a reset or a block is an error after it took effect: others may not have heard of it. Taken
+//! away from a process that listens, it also makes the state of the backend an [`Error`](redis_conn::State::Error) until it is given
+//! again; decisions go on.
 //!
 //! # Privacy
 //!

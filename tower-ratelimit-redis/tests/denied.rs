@@ -17,7 +17,7 @@ use redis_conn::{
     Audit, Backend, BackendBuilder, Config, ErrorKind, ManualClock, State, raw::sql::Connection,
 };
 use tempfile::TempDir;
-use testkit::{Fault, FaultProxy, PASSWORD, RedisServer, Servers, USER, until};
+use testkit::{Fault, FaultProxy, RedisServer, Servers, USER, until};
 use tokio::sync::MutexGuard;
 use tower_ratelimit_redis::{Decision, Limiter, OnFailure, Policy, RateLimitError, Source};
 
@@ -339,10 +339,8 @@ async fn as_admin(server: &RedisServer, words: &[&str]) {
 
 /// The first process is [`USER`], whose channels a test may take away.
 async fn two_users(server: &RedisServer) -> Two {
-    let other = format!(
-        "redis://towerkeep-limits:{PASSWORD}-limits@{}",
-        server.addr()
-    );
+    let login = "towerkeep-limits:change-me-towerkeep-limits";
+    let other = format!("redis://{login}@{}", server.addr());
     let other = Config::from_url(&other).unwrap();
     Two::on_redis(Config::from_url(&server.url()).unwrap(), other).await
 }
