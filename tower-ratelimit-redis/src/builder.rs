@@ -118,17 +118,13 @@ impl LimiterBuilder {
             self.on_failure
         };
         let fallback = Fallback::new(on_failure, self.backend.clock(), self.capacity);
-        let denied = if store.is_in_process() {
-            0
-        } else {
-            self.denied
-        };
+        let denied = (!store.is_in_process()).then(|| Denied::new(&self.backend, self.denied));
         let inner = Arc::new_cyclic(|me| Shared {
             me: me.clone(),
             store,
             fallback,
             away: Away::new(&self.backend, self.timeout.min(PROBE_AT_LEAST)),
-            denied: Denied::new(&self.backend, denied),
+            denied,
             leases: Leases::new(self.capacity),
             behind: Behind::new(self.capacity),
             clock: Arc::clone(self.backend.clock()),

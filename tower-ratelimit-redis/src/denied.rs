@@ -42,6 +42,16 @@ pub(crate) struct Denied {
     /// Whether resets are heard of.
     listening: AtomicBool,
     listen_at: AtomicU64,
+    /// How often something was forgotten.
+    forgotten: AtomicU64,
+}
+
+/// When the store was asked, and what was forgotten by then.
+#[derive(Clone, Copy)]
+pub(crate) struct Moment {
+    /// In microseconds since boot.
+    at: u64,
+    forgotten: u64,
 }
 
 struct Refusal {
@@ -56,25 +66,28 @@ struct Refusal {
 }
 
 impl Denied {
-    /// Room for about so many refusals; none is no room.
-    pub(crate) fn new(backend: &Backend, capacity: usize) -> Option<Arc<Self>> {
-        (capacity > 0).then(|| {
-            Arc::new(Self {
-                clock: Arc::clone(backend.clock()),
-                bus: backend.bus(),
-                capacity: capacity.div_ceil(SHARDS),
-                hasher: RandomState::new(),
-                shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-                any: AtomicBool::new(false),
-                listening: AtomicBool::new(false),
-                listen_at: AtomicU64::new(0),
-            })
+    /// Room for about so many refusals. Without room it remembers none, and still tells others what they are to forget.
+    pub(crate) fn new(backend: &Backend, capacity: usize) -> Arc<Self> {
+        Arc::new(Self {
+            clock: Arc::clone(backend.clock()),
+            bus: backend.bus(),
+            capacity: capacity.div_ceil(SHARDS),
+            hasher: RandomState::new(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            any: AtomicBool::new(false),
+            listening: AtomicBool::new(false),
+            listen_at: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
         })
     }
 
-    /// The time by which refusals last. Read before the store is asked, so that none lasts too long.
-    pub(crate) fn now(&self) -> u64 {
-        self.clock.boot_micros()
+    /// The time by which refusals last. Read before the store is asked, so that none lasts too long, and that none is remembered
+    /// which somebody was told the end of before its answer came.
+    pub(crate) fn now(&self) -> Moment {
+        Moment {
+            at: self.clock.boot_micros(),
+            forgotten: self.forgotten.load(Ordering::Acquire),
+        }
     }
 
     /// The refusal of a call of this cost, if it is known.
@@ -83,7 +96,7 @@ impl Denied {
         policy: &Policy,
         subject: &Subject,
         cost: u32,
-        now: u64,
+        Moment { at: now, .. }: Moment,
     ) -> Option<Decision> {
         if !self.any.load(Ordering::Relaxed) {
             return None;
@@ -98,19 +111,27 @@ impl Denied {
         })
     }
 
-    /// Remembers a refusal of the store, which was asked at `asked`.
+    /// Remembers a refusal of the store, which was asked at `asked`, unless something was forgotten since: that may be this one.
     pub(crate) fn remember(
         self: &Arc<Self>,
         policy: &Policy,
         subject: &Subject,
         cost: u32,
-        asked: u64,
+        asked: Moment,
         decision: &Decision,
     ) {
+        let Moment {
+            at: asked,
+            forgotten,
+        } = asked;
         let Some(wait) = decision.retry_after() else {
             return;
         };
-        if decision.is_allowed() || decision.source() != Source::Store || cost == 0 {
+        if decision.is_allowed()
+            || decision.source() != Source::Store
+            || cost == 0
+            || self.capacity == 0
+        {
             return;
         }
         let wait = if self.listening.load(Ordering::Acquire) {
@@ -121,6 +142,10 @@ impl Denied {
         };
         let name = name(policy, subject);
         let mut shard = self.shard(name);
+        // With the shard locked: whoever counts later removes it again.
+        if self.forgotten.load(Ordering::Acquire) != forgotten {
+            return;
+        }
         if shard.len() >= self.capacity && !shard.contains_key(&name) {
             shard.retain(|_, refusal| refusal.until > asked);
             // Whoever is forgotten is asked for again; that costs a call and nothing else.
@@ -144,7 +169,11 @@ impl Denied {
 
     /// Forgets what is known of a subject, here.
     pub(crate) fn forget(&self, policy: &Policy, subject: &Subject) {
-        let name = name(policy, subject);
+        self.forget_name(name(policy, subject));
+    }
+
+    fn forget_name(&self, name: Name) {
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
         self.shard(name).remove(&name);
     }
 
@@ -160,6 +189,7 @@ impl Denied {
     }
 
     fn forget_all(&self) {
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
         for shard in &self.shards {
             shard.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
@@ -187,8 +217,7 @@ impl Denied {
         match event {
             Event::Message(message) => {
                 if let Ok(name) = message.payload().try_into() {
-                    let name = Name::from_le_bytes(name);
-                    self.shard(name).remove(&name);
+                    self.forget_name(Name::from_le_bytes(name));
                 }
             }
             // It may have been told of any.
@@ -268,10 +297,14 @@ mod tests {
         Decision::look(policy, &counters, now, cost)
     }
 
+    fn at(at: u64) -> Moment {
+        Moment { at, forgotten: 0 }
+    }
+
     fn denied(capacity: usize) -> Arc<Denied> {
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(SECOND));
         let backend = Backend::builder().clock(clock).memory().unwrap();
-        Denied::new(&backend, capacity).unwrap()
+        Denied::new(&backend, capacity)
     }
 
     #[tokio::test]
@@ -280,8 +313,8 @@ mod tests {
         denied.listening.store(true, Ordering::Release);
         let told = refusal(&policy, 3);
         let wait = micros(told.retry_after().unwrap());
-        denied.remember(&policy, &subject, 3, SECOND, &told);
-        let known = |cost, after| denied.find(&policy, &subject, cost, SECOND + after);
+        denied.remember(&policy, &subject, 3, denied.now(), &told);
+        let known = |cost, after| denied.find(&policy, &subject, cost, at(SECOND + after));
         assert!(known(2, 0).is_none(), "it may fit");
         for cost in [3, 4] {
             let again = known(cost, wait - 1).unwrap();
@@ -290,7 +323,7 @@ mod tests {
             assert!(known(cost, wait).is_none());
         }
         let other = Subject::from("b");
-        assert!(denied.find(&policy, &other, 3, SECOND).is_none());
+        assert!(denied.find(&policy, &other, 3, at(SECOND)).is_none());
         denied.forget(&policy, &subject);
         assert!(known(3, 0).is_none());
     }
@@ -299,9 +332,9 @@ mod tests {
     async fn another_policy_of_the_name_asks_for_itself() {
         let (denied, subject) = (denied(100), Subject::from("a"));
         let (small, large) = (policy(5), policy(50));
-        denied.remember(&small, &subject, 1, SECOND, &refusal(&small, 1));
-        assert!(denied.find(&policy(5), &subject, 1, SECOND).is_some());
-        assert!(denied.find(&large, &subject, 1, SECOND).is_none());
+        denied.remember(&small, &subject, 1, denied.now(), &refusal(&small, 1));
+        assert!(denied.find(&policy(5), &subject, 1, at(SECOND)).is_some());
+        assert!(denied.find(&large, &subject, 1, at(SECOND)).is_none());
     }
 
     #[tokio::test]
@@ -310,8 +343,8 @@ mod tests {
         let told = refusal(&policy, 1);
         for n in 0..10_000 {
             let subject = Subject::from(n.to_string());
-            denied.remember(&policy, &subject, 1, SECOND, &told);
-            assert!(denied.find(&policy, &subject, 1, SECOND).is_some());
+            denied.remember(&policy, &subject, 1, denied.now(), &told);
+            assert!(denied.find(&policy, &subject, 1, at(SECOND)).is_some());
         }
         let held: usize = denied
             .shards
@@ -326,8 +359,12 @@ mod tests {
         let (denied, subject) = (denied(100), Subject::from("a"));
         let policy = Policy::new("test").limit(1, Duration::from_secs(60));
         let policy = policy.build().unwrap();
-        denied.remember(&policy, &subject, 1, SECOND, &refusal(&policy, 1));
-        let known = |after| denied.find(&policy, &subject, 1, SECOND + after).is_some();
+        denied.remember(&policy, &subject, 1, denied.now(), &refusal(&policy, 1));
+        let known = |after| {
+            denied
+                .find(&policy, &subject, 1, at(SECOND + after))
+                .is_some()
+        };
         assert!(known(SECOND - 1) && !known(SECOND));
     }
 
@@ -335,12 +372,27 @@ mod tests {
     async fn a_gap_and_a_message_make_it_ask_again() {
         let (denied, policy) = (denied(100), policy(1));
         let (a, b) = (Subject::from("a"), Subject::from("b"));
-        let known = |subject| denied.find(&policy, subject, 1, SECOND).is_some();
+        let known = |subject| denied.find(&policy, subject, 1, at(SECOND)).is_some();
         let told = refusal(&policy, 1);
         for subject in [&a, &b] {
-            denied.remember(&policy, subject, 1, SECOND, &told);
+            denied.remember(&policy, subject, 1, denied.now(), &told);
         }
         denied.hear(&Event::Gap);
         assert!(!known(&a) && !known(&b));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_whose_end_is_told_before_its_answer_comes_is_not_remembered() {
+        let (denied, policy, subject) = (denied(100), policy(1), Subject::from("a"));
+        let told = refusal(&policy, 1);
+        let ends: [&dyn Fn(); 2] = [&|| denied.forget(&policy, &subject), &|| {
+            denied.hear(&Event::Gap)
+        }];
+        for end in ends {
+            let asked = denied.now();
+            end();
+            denied.remember(&policy, &subject, 1, asked, &told);
+            assert!(denied.find(&policy, &subject, 1, denied.now()).is_none());
+        }
     }
 }

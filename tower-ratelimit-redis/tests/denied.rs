@@ -43,6 +43,12 @@ fn limiter(backend: &Backend) -> Limiter {
     limiter.on_failure(OnFailure::Closed).build().unwrap()
 }
 
+/// It remembers nothing, and tells others all the same.
+fn forgetful(backend: &Backend) -> Limiter {
+    let limiter = Limiter::builder(backend).timeout(LONG).denied_capacity(0);
+    limiter.on_failure(OnFailure::Closed).build().unwrap()
+}
+
 async fn on(builder: BackendBuilder, config: Config) -> Backend {
     let backend = builder.redis(config).unwrap();
     backend.ready(LONG).await.unwrap();
@@ -63,7 +69,7 @@ impl Two {
         Self {
             clock,
             here: limiter(&here),
-            there: limiter(there),
+            there: forgetful(there),
             backend: here,
             subjects: AtomicU32::new(0),
         }
