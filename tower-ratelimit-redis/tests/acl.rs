@@ -302,7 +302,7 @@ async fn limits(backend: &Backend, subject: &str, patience: Duration) -> Result<
 }
 
 /// Where all scripts are.
-const STORE: &str = include_str!("../src/store/redis/mod.rs");
+const STORE: &str = include_str!("../src/store/redis/scripts.rs");
 
 /// Runs each script; those servers that had none know all then.
 async fn scripts(

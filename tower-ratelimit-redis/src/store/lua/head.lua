@@ -1,4 +1,4 @@
--- What every script of the limiter begins with. A script is this, the algorithms that it knows, and what it does (see redis/mod.rs).
+-- What every script of the limiter begins with. A script is this, the algorithms that it knows, and what it does (see redis/scripts.rs).
 --
 -- The value of a subject, all numbers little endian: the layout (1 byte), the number of counters (1), the revision (4), for how many
 -- milliseconds it is kept (8), until when the subject is blocked, in microseconds (8); then of each counter the kind (1), the maximum

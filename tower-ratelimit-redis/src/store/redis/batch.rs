@@ -14,7 +14,7 @@ use std::{
 use redis_conn::{Error, ErrorKind};
 use tokio::{sync::oneshot, time::Instant};
 
-use super::Server;
+use super::server::Server;
 use crate::{Decision, Policy, store::Asked};
 
 /// So many script calls to one server are under way at most before others wait: one is decided while the other is on its way. More
