@@ -33,7 +33,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 7] = [
+    #[cfg(any(feature = "sqlite", feature = "redis"))]
+    const ALL: [Self; 7] = [
         Self::Strict,
         Self::Sliding,
         Self::Gcra,
@@ -162,6 +163,7 @@ impl Counter {
         self.kind == limit.kind && self.span == limit.span
     }
 
+    #[cfg(any(feature = "sqlite", feature = "redis"))]
     pub(crate) fn is_same_as(&self, other: &Self) -> bool {
         self.kind == other.kind && self.span == other.span
     }

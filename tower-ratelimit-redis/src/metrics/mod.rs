@@ -17,9 +17,14 @@ mod routes;
 mod table;
 
 #[cfg(not(feature = "metrics"))]
-pub(crate) use self::off::{Began, Meters, coalesced, failed, known, requested};
+pub(crate) use self::off::{Began, Meters, failed, known, requested};
 #[cfg(feature = "metrics")]
-pub(crate) use self::on::{Began, Meters, coalesced, failed, known, requested};
+pub(crate) use self::on::{Began, Meters, failed, known, requested};
+
+#[cfg(all(feature = "redis", not(feature = "metrics")))]
+pub(crate) use self::off::coalesced;
+#[cfg(all(feature = "redis", feature = "metrics"))]
+pub(crate) use self::on::coalesced;
 
 /// What became of a request that reached a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,6 +34,7 @@ pub(crate) fn known(_: &Policy) {}
 
 pub(crate) fn failed(_: &Policy, _: &Error) {}
 
+#[cfg(feature = "redis")]
 pub(crate) fn coalesced(_: &Policy, _: u64) {}
 
 pub(crate) fn requested(_: &Policy, _: Option<&str>, _: Outcome) {}

@@ -61,6 +61,7 @@ pub(crate) fn failed(policy: &Policy, error: &Error) {
 }
 
 /// So many checks were decided with another one.
+#[cfg(feature = "redis")]
 pub(crate) fn coalesced(policy: &Policy, checks: u64) {
     policies::of(policy.name()).coalesced.increment(checks);
 }

@@ -37,6 +37,10 @@ pub(super) struct Counters {
     blocked: Counter,
     near_limit: Counter,
     errors: ByLabel<Counter>,
+    #[cfg_attr(
+        not(feature = "redis"),
+        expect(dead_code, reason = "only servers decide many at once")
+    )]
     pub(super) coalesced: Counter,
     requests: ByLabel<Counter>,
     /// Those of which a layer says the route, by its number.

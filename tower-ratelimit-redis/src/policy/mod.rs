@@ -97,21 +97,16 @@ impl Policy {
         (revision, on_revision): (u32, Revise),
         spending: Spending,
     ) -> Self {
-        let mut inner = Inner {
+        Self(Arc::new(Inner {
+            #[cfg(feature = "redis")]
+            packed: pack(&limits, revision).into(),
             name,
             limits,
             revision,
             on_revision,
             spending,
-            #[cfg(feature = "redis")]
-            packed: Box::default(),
             scaled: OnceLock::new(),
-        };
-        #[cfg(feature = "redis")]
-        {
-            inner.packed = pack(&inner).into();
-        }
-        Self(Arc::new(inner))
+        }))
     }
 
     /// The name it was given.
@@ -221,12 +216,12 @@ fn keep(limits: &[Limit]) -> u64 {
 /// What the scripts are told of a policy: what stands before the states in a value that it alone was charged under, and nobody is
 /// blocked.
 #[cfg(feature = "redis")]
-fn pack(inner: &Inner) -> Vec<u8> {
-    let mut out = vec![crate::counters::VERSION, inner.limits.len() as u8];
-    out.extend_from_slice(&inner.revision.to_le_bytes());
-    out.extend_from_slice(&keep(&inner.limits).to_le_bytes());
+fn pack(limits: &[Limit], revision: u32) -> Vec<u8> {
+    let mut out = vec![crate::counters::VERSION, limits.len() as u8];
+    out.extend_from_slice(&revision.to_le_bytes());
+    out.extend_from_slice(&keep(limits).to_le_bytes());
     out.extend_from_slice(&0_u64.to_le_bytes());
-    for limit in &inner.limits {
+    for limit in limits {
         out.push(limit.kind as u8);
         out.extend_from_slice(&limit.max.to_le_bytes());
         out.extend_from_slice(&limit.span.to_le_bytes());

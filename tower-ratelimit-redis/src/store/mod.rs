@@ -120,6 +120,8 @@ impl AnyStore {
         coalesce: bool,
         memory: impl FnOnce() -> Result<Arc<MemoryStore>, Error>,
     ) -> Result<Self, Error> {
+        #[cfg(not(feature = "redis"))]
+        let _ = coalesce;
         match backend.engine() {
             Engine::Memory(_) => memory().map(Self::Memory),
             #[cfg(feature = "sqlite")]
