@@ -2,7 +2,7 @@
 //!
 //! The others are decided at once by the failure policy, so an outage costs a request no wait. A server that nothing connects to is
 //! away at once; one that is slow, when several calls in a row had no answer. On a cluster each part of the slots is away by
-//! itself: a shard that is down says nothing about the others. SQLite is never away: a call that is late there only had to wait for
+//! itself: a shard that is down says nothing about the others, but for the part that it may share with its neighbour. SQLite is never away: a call that is late there only had to wait for
 //! others.
 
 use std::{

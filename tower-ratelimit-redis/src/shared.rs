@@ -6,6 +6,7 @@ use std::{
 };
 
 use redis_conn::{Check, Clock, Drain, Error, Part, Phase, Subject};
+use tokio::time::Instant;
 
 use crate::{
     Decision, Policy,
@@ -43,21 +44,40 @@ impl Shared {
         self.clock.boot_micros()
     }
 
+    /// By when a call that begins now must be decided.
+    pub(crate) fn until(&self) -> Instant {
+        Instant::now() + self.timeout
+    }
+
+    /// Has the store decide until then, and the fallback count what that admits.
     pub(crate) async fn ask(
         &self,
         policy: &Policy,
         subject: &Subject,
         asked: Asked,
+        until: Instant,
     ) -> Result<Decision, Error> {
-        self.away.may_ask(subject)?;
-        let decided = self.store.decide(policy, subject, asked, self.timeout);
-        let decision = self.heard(policy, subject, decided.await)?;
+        let decision = self.put(policy, subject, asked, until).await?;
         let charge = Charge {
             units: decision.units(),
             ..asked.charge
         };
         self.fallback.charge(policy, subject, charge);
         Ok(decision)
+    }
+
+    /// Has the store decide about what the fallback counts by itself.
+    pub(crate) async fn put(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        asked: Asked,
+        until: Instant,
+    ) -> Result<Decision, Error> {
+        self.away.may_ask(subject)?;
+        let left = until.saturating_duration_since(Instant::now());
+        let decided = self.store.decide(policy, subject, asked, left);
+        self.heard(policy, subject, decided.await)
     }
 
     pub(crate) async fn look(
@@ -106,6 +126,28 @@ impl Shared {
         Ok(())
     }
 
+    /// Gives back what the fallback never counted, if the store answers.
+    pub(crate) async fn take_back(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        units: u32,
+        charged: Charged,
+    ) -> Result<(), Error> {
+        self.away.may_ask(subject)?;
+        let refund = self
+            .store
+            .refund(policy, subject, units, charged, self.timeout);
+        self.heard(policy, subject, refund.await)
+    }
+
+    /// There may be room again.
+    pub(crate) fn forget_refusal(&self, policy: &Policy, subject: &Subject) {
+        if let Some(denied) = &self.denied {
+            denied.forget(policy, subject);
+        }
+    }
+
     pub(crate) async fn block(
         &self,
         policy: &Policy,
@@ -115,6 +157,9 @@ impl Shared {
         let blocked = self.store.block(policy, subject, time, self.timeout);
         self.heard(policy, subject, blocked.await)?;
         self.fallback.block(policy, subject, time);
+        // What this process knew and had is not spent any more.
+        self.leases.forget(policy, subject);
+        self.behind.ask_again(policy, subject);
         self.forget_refusals(policy, subject).await
     }
 
@@ -123,6 +168,8 @@ impl Shared {
         let reset = self.store.reset(policy, subject, self.timeout);
         self.heard(policy, subject, reset.await)?;
         self.fallback.reset(policy, subject);
+        self.leases.forget(policy, subject);
+        self.behind.forget(policy, subject);
         self.forget_refusals(policy, subject).await
     }
 
@@ -152,8 +199,9 @@ impl Part for Shared {
         let limiter = self.me.upgrade();
         Box::pin(async move {
             if let Some(limiter) = limiter {
-                limiter.behind.drain(&limiter).await?;
-                limiter.leases.drain(&limiter).await?;
+                let told = limiter.behind.drain(&limiter).await;
+                let given = limiter.leases.drain(&limiter).await;
+                told.and(given)?;
             }
             Ok(())
         })

@@ -231,7 +231,7 @@ impl Limiter {
             }
             Spending::Exact | Spending::Lease(_) => {}
         }
-        inner.ask(policy, subject, asked).await
+        inner.ask(policy, subject, asked, inner.until()).await
     }
 
     /// Tells whether a call of cost 1 would be admitted now, and how much is left. It charges nothing.

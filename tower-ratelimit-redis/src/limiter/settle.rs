@@ -37,11 +37,10 @@ impl Limiter {
             match source {
                 // Nobody but this process knows of it.
                 Source::Local => inner.fallback.refund(policy, &subject, units),
+                Source::Behind => inner.behind.refund(inner, policy, &subject, units).await?,
                 _ => inner.give_back(policy, &subject, units, charged).await?,
             }
-            if let Some(denied) = &inner.denied {
-                denied.forget(policy, &subject);
-            }
+            inner.forget_refusal(policy, &subject);
             Ok(())
         }
     }
@@ -92,7 +91,7 @@ impl Limiter {
             match decision.source() {
                 Source::Local => inner.fallback.charge(policy, &subject, asked.charge),
                 Source::Open | Source::Cached => {}
-                _ => drop(inner.ask(policy, &subject, asked).await?),
+                _ => drop(inner.ask(policy, &subject, asked, inner.until()).await?),
             }
             Ok(())
         }

@@ -12,27 +12,39 @@ use std::{
     time::Duration,
 };
 
-use redis_conn::{Error, Subject};
+use redis_conn::{Clock, Error, Subject};
+use tokio::time::Instant;
 
-use super::{Name, Table, lock, name};
+use super::{
+    Name, Turn, detached, for_each, name,
+    rounds::Rounds,
+    table::{Known, Table},
+    turn,
+};
 use crate::{
-    Decision, Policy, Source, Spending,
+    Decision, Policy, Source,
     counter::Charge,
     counters::Ask,
     shared::Shared,
     store::{Asked, micros},
 };
 
+/// After how many microseconds the store is told again of what it did not answer to.
+const TELL_AGAIN: u64 = 100_000;
+
 /// What this process has admitted and the store does not know yet.
 #[derive(Debug)]
 pub(crate) struct Behind {
     counts: Table<Count>,
-    writing: AtomicBool,
+    rounds: Arc<Rounds>,
+    /// Nothing more is counted here.
+    closed: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Count {
     policy: Policy,
+    interval: u64,
     /// What the store told last.
     told: Decision,
     /// How many units it had room for then.
@@ -43,11 +55,22 @@ struct Count {
     due: u64,
 }
 
+impl Known for Count {
+    fn is_over(&self, now: u64) -> bool {
+        self.since == 0 && self.due <= now
+    }
+
+    fn due(&self) -> u64 {
+        self.due
+    }
+}
+
 impl Behind {
-    pub(crate) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(clock: &Arc<dyn Clock>, capacity: usize) -> Self {
         Self {
             counts: Table::new(capacity),
-            writing: AtomicBool::new(false),
+            rounds: Rounds::new(clock),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -61,153 +84,194 @@ impl Behind {
         interval: Duration,
     ) -> Result<Decision, Error> {
         let name = name(policy, subject);
-        let cost = asked.charge.units;
-        if asked.ask == Ask::All
-            && let Some(decision) = self.admit(&name, policy, cost, limiter.now())
-        {
+        if let Some(decision) = self.admit(limiter, &name, policy, asked) {
             return Ok(decision);
         }
-        // What is not written yet counts too.
-        self.write(limiter, &name).await?;
-        let told = limiter.ask(policy, subject, asked).await?;
-        let now = limiter.now();
-        let count = Count {
-            policy: policy.clone(),
-            room: room(&told),
-            told: told.clone(),
-            since: 0,
-            due: now.saturating_add(micros(interval)),
+        let until = Instant::now() + limiter.timeout;
+        let Some(place) = self.counts.turn(&name, limiter.now()) else {
+            // Where there is no room to remember it, the store decides.
+            return limiter.ask(policy, subject, asked, until).await;
         };
-        // Where there is no room to remember it, the store goes on to decide.
-        let is_over = |count: &Count| count.since == 0 && count.due <= now;
-        if self.counts.insert(&name, count, is_over) {
-            self.begin(limiter, interval);
+        let mut turn = Some(turn(place, until).await?);
+        // Whoever had it before may have asked.
+        if let Some(decision) = self.admit(limiter, &name, policy, asked) {
+            return Ok(decision);
         }
+        // What the store does not know yet counts too.
+        if self.counts.with(&name, |count| count.since) > Some(0)
+            && let Some(has_turn) = turn.take()
+        {
+            let tell = tell(Arc::clone(limiter), name.clone(), has_turn);
+            turn = Some(detached(until, tell).await?);
+            if let Some(decision) = self.admit(limiter, &name, policy, asked) {
+                return Ok(decision);
+            }
+        }
+        let now = limiter.now();
+        let is_known = |count: &mut Count| now < count.due && count.policy == *policy;
+        if self.counts.with(&name, is_known) == Some(true) {
+            // Nothing is left, and others need not wait to hear that.
+            turn = None;
+        }
+        let told = limiter.ask(policy, subject, asked, until).await?;
+        self.learn(limiter, &name, policy, &told, micros(interval));
+        drop(turn);
         Ok(told)
     }
 
-    fn admit(&self, name: &Name, policy: &Policy, cost: u32, now: u64) -> Option<Decision> {
-        let mut shard = self.counts.shard(name);
-        let count = shard.get_mut(name)?;
-        let since = count.since.checked_add(cost)?;
-        if since > count.room || now >= count.due || count.policy != *policy {
+    fn admit(
+        &self,
+        limiter: &Shared,
+        name: &Name,
+        policy: &Policy,
+        asked: Asked,
+    ) -> Option<Decision> {
+        if asked.ask != Ask::All || self.closed.load(Ordering::Acquire) {
             return None;
         }
-        count.since = since;
-        Some(count.told.admit_here(cost, Source::Behind))
+        let (now, cost) = (limiter.now(), asked.charge.units);
+        let decision = self.counts.with(name, |count| {
+            let since = count.since.checked_add(cost)?;
+            if since > count.room || now >= count.due || count.policy != *policy {
+                return None;
+            }
+            count.since = since;
+            Some(count.told.admit_here(cost, Source::Behind))
+        })??;
+        limiter.fallback.charge(policy, &name.1, asked.charge);
+        Some(decision)
     }
 
-    /// Tells the store what was admitted since.
-    async fn write(&self, limiter: &Shared, name: &Name) -> Result<(), Error> {
-        let since = {
-            let mut shard = self.counts.shard(name);
-            shard.get_mut(name).map(|count| {
-                let since = std::mem::take(&mut count.since);
-                count.room -= since;
-                (count.policy.clone(), since)
+    fn learn(
+        &self,
+        limiter: &Arc<Shared>,
+        name: &Name,
+        policy: &Policy,
+        told: &Decision,
+        interval: u64,
+    ) {
+        let due = limiter.now().saturating_add(interval);
+        self.counts.put(name, |known| {
+            Some(Count {
+                policy: policy.clone(),
+                interval,
+                told: told.clone(),
+                room: room(told),
+                // Others may have been admitted while this was asked.
+                since: known.map_or(0, |count| count.since),
+                due,
             })
-        };
-        let Some((policy, since @ 1..)) = since else {
-            return Ok(());
-        };
-        let asked = Asked::new(Ask::Anyway, Charge::of(since));
-        let told = limiter.ask(&policy, &name.1, asked).await;
-        if let Some(count) = self.counts.shard(name).get_mut(name) {
-            match &told {
-                Ok(told) => count.hear(told, limiter.now()),
-                // It may have been told: better once too few than twice.
-                Err(error) if error.is_ambiguous() => {}
-                Err(_) => {
-                    count.since = count.since.saturating_add(since);
-                    count.room = count.room.saturating_add(since);
-                }
-            }
-        }
-        told.map(drop)
-    }
-
-    /// Begins to write what is due, unless somebody does already.
-    fn begin(&self, limiter: &Arc<Shared>, interval: Duration) {
-        if self.writing.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let limiter = Arc::downgrade(limiter);
-        tokio::spawn(async move {
-            let mut pause = interval;
-            loop {
-                tokio::time::sleep(pause).await;
-                let Some(limiter) = limiter.upgrade() else {
-                    return;
-                };
-                let behind = &limiter.behind;
-                match behind.write_due(&limiter).await {
-                    Some(next) => pause = next,
-                    None => {
-                        behind.writing.store(false, Ordering::Release);
-                        // Somebody may have come just before.
-                        if behind.is_empty() || behind.writing.swap(true, Ordering::AcqRel) {
-                            return;
-                        }
-                        pause = interval;
-                    }
-                }
-            }
         });
+        if self.rounds.at(due) {
+            let limiter = Arc::clone(limiter);
+            let rounds = Arc::clone(&self.rounds);
+            // It holds the limiter, which nobody else may until the store has heard of all.
+            let round = move || round(Arc::clone(&limiter));
+            tokio::spawn(rounds.run(round));
+        }
     }
 
-    /// Writes what is due and forgets who did not call. Tells when it is to be done again; nothing if nobody is left.
-    async fn write_due(&self, limiter: &Shared) -> Option<Duration> {
-        let now = limiter.now();
-        let mut due = Vec::new();
-        for shard in &self.counts.shards {
-            let mut shard = lock(shard);
-            shard.retain(|_, count| count.since > 0 || count.due > now);
-            let late = shard.iter().filter(|(_, count)| count.due <= now);
-            due.extend(late.map(|(name, _)| name.clone()));
-        }
-        for name in &due {
-            // Without an answer it is told later.
-            if self.write(limiter, name).await.is_err()
-                && let Some(count) = self.counts.shard(name).get_mut(name)
-            {
-                count.due = limiter.now().saturating_add(count.interval());
-            }
-        }
-        let next = self.counts.shards.iter().filter_map(|shard| {
-            let shard = lock(shard);
-            shard.values().map(|count| count.due).min()
+    /// Takes back units: those that the store does not know yet it never will, and of the rest as many as it was told of last.
+    pub(crate) async fn refund(
+        &self,
+        limiter: &Shared,
+        policy: &Policy,
+        subject: &Subject,
+        units: u32,
+    ) -> Result<(), Error> {
+        let known = self.counts.with(&name(policy, subject), |count| {
+            let here = units.min(count.since);
+            count.since -= here;
+            (here, count.told.charged())
         });
-        let next = next.min()?.saturating_sub(limiter.now());
-        Some(Duration::from_micros(next.max(1_000)))
-    }
-
-    fn is_empty(&self) -> bool {
-        self.counts
-            .shards
-            .iter()
-            .all(|shard| lock(shard).is_empty())
-    }
-
-    /// Writes all that the store does not know yet.
-    pub(crate) async fn drain(&self, limiter: &Shared) -> Result<(), Error> {
-        for name in self.counts.names() {
-            self.write(limiter, &name).await?;
+        let (here, charged) = known.unwrap_or_default();
+        limiter.fallback.refund(policy, subject, here);
+        match charged {
+            Some(charged) if units > here => {
+                let rest = units - here;
+                limiter.give_back(policy, subject, rest, charged).await
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Forgets what is known of a subject, and what was admitted since.
+    pub(crate) fn forget(&self, policy: &Policy, subject: &Subject) {
+        self.counts.put(&name(policy, subject), |_| None);
+    }
+
+    /// Admits nothing more by what is known of a subject.
+    pub(crate) fn ask_again(&self, policy: &Policy, subject: &Subject) {
+        let stop = |count: &mut Count| count.room = 0;
+        self.counts.with(&name(policy, subject), stop);
+    }
+
+    /// Writes all that the store does not know yet, and has it decide from now on.
+    pub(crate) async fn drain(&self, limiter: &Arc<Shared>) -> Result<(), Error> {
+        self.closed.store(true, Ordering::Release);
+        tell_all(limiter, self.counts.names()).await
     }
 }
 
-impl Count {
-    fn hear(&mut self, told: &Decision, now: u64) {
-        self.told = told.clone();
-        self.room = room(told);
-        self.due = now.saturating_add(self.interval());
-    }
+/// Tells the store what was admitted since it was told last.
+async fn tell(limiter: Arc<Shared>, name: Name, turn: Turn) -> Result<Turn, Error> {
+    let counts = &limiter.behind.counts;
+    let taken = counts.with(&name, |count| {
+        let since = std::mem::take(&mut count.since);
+        count.room = count.room.saturating_sub(since);
+        (count.policy.clone(), since)
+    });
+    let Some((policy, since @ 1..)) = taken else {
+        return Ok(turn);
+    };
+    let asked = Asked::new(Ask::Anyway, Charge::of(since));
+    let until = Instant::now() + limiter.timeout;
+    let told = limiter.put(&policy, &name.1, asked, until).await;
+    let now = limiter.now();
+    counts.with(&name, |count| match &told {
+        Ok(told) => count.hear(&policy, told, now),
+        // It may have been told: better once too few than twice.
+        Err(error) if error.is_ambiguous() => {}
+        Err(_) => {
+            count.since = count.since.saturating_add(since);
+            count.room = count.room.saturating_add(since);
+        }
+    });
+    told.map(|_| turn)
+}
 
-    fn interval(&self) -> u64 {
-        match self.policy.spending() {
-            Spending::WriteBehind(interval) => micros(interval),
-            _ => 0,
+/// Tells what is due. Tells when it is to be done again; nothing if nobody is left.
+async fn round(limiter: Arc<Shared>) -> Option<u64> {
+    let counts = &limiter.behind.counts;
+    let told = tell_all(&limiter, counts.due(limiter.now())).await;
+    let again = match told {
+        Ok(()) => 0,
+        Err(_) => limiter.now().saturating_add(TELL_AGAIN),
+    };
+    Some(counts.next()?.max(again))
+}
+
+async fn tell_all(limiter: &Arc<Shared>, names: Vec<Name>) -> Result<(), Error> {
+    let tell = |name| {
+        let limiter = Arc::clone(limiter);
+        async move {
+            let Some(place) = limiter.behind.counts.turn(&name, limiter.now()) else {
+                return Ok(());
+            };
+            let turn = place.lock_owned().await;
+            tell(limiter, name, turn).await.map(drop)
+        }
+    };
+    for_each(names, tell).await
+}
+
+impl Count {
+    fn hear(&mut self, policy: &Policy, told: &Decision, now: u64) {
+        // Another version of the policy may have come in its place.
+        if self.policy == *policy {
+            self.told = told.clone();
+            self.room = room(told);
+            self.due = now.saturating_add(self.interval);
         }
     }
 }

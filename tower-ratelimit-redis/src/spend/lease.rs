@@ -5,12 +5,20 @@
 //! back to the bucket that it was charged to. The time is that of the store, carried on by this process from the moment at which it
 //! asked, so a chunk never lasts too long.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
-use redis_conn::{Error, Subject};
-use tokio::sync::Mutex as AsyncMutex;
+use redis_conn::{Clock, Error, Subject};
+use tokio::time::Instant;
 
-use super::{Name, Table, name};
+use super::{
+    Name, Turn, detached, for_each, name,
+    rounds::Rounds,
+    table::{Known, Table},
+    turn,
+};
 use crate::{
     Decision, Policy, Source,
     counter::{Charge, Charged, strict},
@@ -19,10 +27,16 @@ use crate::{
     store::Asked,
 };
 
+/// After how many microseconds units that the store did not take back are offered again.
+const OFFER_AGAIN: u64 = 100_000;
+
 /// The chunks of this process.
 #[derive(Debug)]
 pub(crate) struct Leases {
     chunks: Table<Chunk>,
+    rounds: Arc<Rounds>,
+    /// Nothing more is reserved.
+    closed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -31,17 +45,35 @@ struct Chunk {
     left: u32,
     /// Until when it may be spent, in microseconds since boot.
     until: u64,
+    /// From when on the store counts none of it any more, whoever gives it back.
+    expires: u64,
     charged: Charged,
     /// By which it was reserved.
     decision: Decision,
-    /// One caller at a time reserves for all.
-    reserving: Arc<AsyncMutex<()>>,
+}
+
+impl Chunk {
+    fn has_lapsed(&self, now: u64) -> bool {
+        self.until <= now
+    }
+}
+
+impl Known for Chunk {
+    fn is_over(&self, now: u64) -> bool {
+        self.has_lapsed(now) && (self.left == 0 || self.expires <= now)
+    }
+
+    fn due(&self) -> u64 {
+        self.until
+    }
 }
 
 impl Leases {
-    pub(crate) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(clock: &Arc<dyn Clock>, capacity: usize) -> Self {
         Self {
             chunks: Table::new(capacity),
+            rounds: Rounds::new(clock),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -55,137 +87,165 @@ impl Leases {
         chunk: u32,
     ) -> Result<Decision, Error> {
         let name = name(policy, subject);
-        let reserving = match self.spend(&name, policy, cost, limiter.now()) {
-            Spent::Here(decision) => return Ok(decision),
-            Spent::Not(reserving) => reserving.unwrap_or_default(),
-        };
-        let _turn = reserving.lock().await;
-        // Whoever had the turn before may have reserved enough.
-        if let Spent::Here(decision) = self.spend(&name, policy, cost, limiter.now()) {
+        if let Some(decision) = self.spend(limiter, &name, policy, cost) {
             return Ok(decision);
         }
-        self.reserve(limiter, &name, policy, cost, chunk.max(cost), &reserving)
-            .await
-    }
-
-    fn spend(&self, name: &Name, policy: &Policy, cost: u32, now: u64) -> Spent {
-        let mut shard = self.chunks.shard(name);
-        let Some(chunk) = shard.get_mut(name) else {
-            return Spent::Not(None);
-        };
-        if now < chunk.until && chunk.left >= cost && chunk.policy == *policy {
-            chunk.left -= cost;
-            return Spent::Here(chunk.decision.admit_here(cost, Source::Leased));
+        let until = Instant::now() + limiter.timeout;
+        if !self.closed.load(Ordering::Acquire)
+            && let Some(place) = self.chunks.turn(&name, limiter.now())
+        {
+            let turn = turn(place, until).await?;
+            // Whoever had it before may have reserved enough.
+            if let Some(decision) = self.spend(limiter, &name, policy, cost) {
+                return Ok(decision);
+            }
+            let reserve = reserve(Arc::clone(limiter), name, policy.clone(), cost, chunk, turn);
+            if let Some(decision) = detached(until, reserve).await? {
+                return Ok(decision);
+            }
         }
-        Spent::Not(Some(Arc::clone(&chunk.reserving)))
+        // A chunk might not be granted where this is, and nobody would remember one where there is no room.
+        let asked = Asked::new(Ask::All, Charge::of(cost));
+        limiter.ask(policy, subject, asked, until).await
     }
 
-    async fn reserve(
-        &self,
-        limiter: &Arc<Shared>,
-        name: &Name,
-        policy: &Policy,
-        cost: u32,
-        units: u32,
-        reserving: &Arc<AsyncMutex<()>>,
-    ) -> Result<Decision, Error> {
-        let subject = &name.1;
-        // What is left of the last one fits no call, or came too late.
-        self.give_back(limiter, name).await?;
-        let asked_at = limiter.now();
-        let charge = Charge {
-            ahead: true,
-            ..Charge::of(units)
-        };
-        let asked = Asked::new(Ask::AtMost, charge);
-        let decision = limiter.ask(policy, subject, asked).await?.into_ahead();
-        let Some(charged) = decision.charged() else {
-            return limiter.look(policy, subject, cost).await;
-        };
-        let lasts = policy
-            .limits()
-            .iter()
-            .map(|limit| strict::ahead_for(limit.span, charged.at.at))
-            .min()
-            .unwrap_or_default();
-        let granted = decision.units();
-        let fits = granted >= cost;
-        let chunk = Chunk {
-            policy: policy.clone(),
-            left: if fits { granted - cost } else { granted },
-            until: asked_at.saturating_add(lasts),
-            charged,
-            decision: decision.clone(),
-            reserving: Arc::clone(reserving),
-        };
-        let (left, until) = (chunk.left, chunk.until);
+    fn spend(&self, limiter: &Shared, name: &Name, policy: &Policy, cost: u32) -> Option<Decision> {
         let now = limiter.now();
-        if self.chunks.insert(name, chunk, |chunk| chunk.until <= now) {
-            Self::lapse(limiter, name, until);
-        } else if left > 0 {
-            // There is no room to remember it.
-            limiter.give_back(policy, subject, left, charged).await?;
-        }
-        if fits {
-            return Ok(decision.admit_here(cost, Source::Store));
-        }
-        limiter.look(policy, subject, cost).await
-    }
-
-    /// Gives back what is left of a chunk.
-    async fn give_back(&self, limiter: &Shared, name: &Name) -> Result<(), Error> {
-        let left = {
-            let mut shard = self.chunks.shard(name);
-            shard.get_mut(name).map(|chunk| {
-                let left = std::mem::take(&mut chunk.left);
-                (chunk.policy.clone(), left, chunk.charged)
+        let spent = self.chunks.with(name, |chunk| {
+            let fits = now < chunk.until && chunk.left >= cost && chunk.policy == *policy;
+            fits.then(|| {
+                chunk.left -= cost;
+                chunk.decision.admit_here(cost, Source::Leased)
             })
-        };
-        match left {
-            Some((policy, left @ 1.., charged)) => {
-                limiter.give_back(&policy, &name.1, left, charged).await
-            }
-            _ => Ok(()),
-        }
+        })??;
+        limiter.fallback.charge(policy, &name.1, Charge::of(cost));
+        Some(spent)
     }
 
-    /// Gives back all that is left.
-    pub(crate) async fn drain(&self, limiter: &Shared) -> Result<(), Error> {
-        for name in self.chunks.names() {
-            self.give_back(limiter, &name).await?;
-        }
-        Ok(())
-    }
-
-    /// Gives back what is left when the chunk has lapsed, and forgets it where no other came in its place.
-    fn lapse(limiter: &Arc<Shared>, name: &Name, until: u64) {
-        let (limiter, name) = (Arc::downgrade(limiter), name.clone());
-        let wait = limiter
-            .upgrade()
-            .map(|limiter| until.saturating_sub(limiter.now()));
-        let wait = Duration::from_micros(wait.unwrap_or_default());
-        tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            let Some(limiter) = limiter.upgrade() else {
-                return;
-            };
-            let leases = &limiter.leases;
-            let is_over = |chunk: &Chunk| chunk.until == until;
-            if !leases.chunks.shard(&name).get(&name).is_some_and(is_over) {
-                return;
-            }
-            // Without an answer they count until they expire.
-            let _ = leases.give_back(&limiter, &name).await;
-            let mut shard = leases.chunks.shard(&name);
-            if shard.get(&name).is_some_and(is_over) {
-                shard.remove(&name);
-            }
+    /// Gives back what is left of a chunk. Whoever does has its turn.
+    async fn give_back(&self, limiter: &Shared, name: &Name) -> Result<(), Error> {
+        let left = self.chunks.with(name, |chunk| {
+            let left = std::mem::take(&mut chunk.left);
+            (chunk.policy.clone(), left, chunk.charged)
         });
+        let Some((policy, left @ 1.., charged)) = left else {
+            return Ok(());
+        };
+        let given = limiter.take_back(&policy, &name.1, left, charged).await;
+        match &given {
+            Ok(()) => limiter.forget_refusal(&policy, &name.1),
+            // It may have been taken back: better too few units than some twice.
+            Err(error) if error.is_ambiguous() => {}
+            Err(_) => drop(self.chunks.with(name, |chunk| chunk.left += left)),
+        }
+        given
+    }
+
+    /// Forgets a chunk whose units count no more, or are not to be spent.
+    pub(crate) fn forget(&self, policy: &Policy, subject: &Subject) {
+        self.chunks.put(&name(policy, subject), |_| None);
+    }
+
+    /// Gives back all that is left, and reserves nothing more.
+    pub(crate) async fn drain(&self, limiter: &Arc<Shared>) -> Result<(), Error> {
+        self.closed.store(true, Ordering::Release);
+        give_back_all(limiter, self.chunks.names(), |_, _| true).await
+    }
+
+    fn come_by(&self, limiter: &Arc<Shared>, until: u64) {
+        if self.rounds.at(until) {
+            let limiter = Arc::downgrade(limiter);
+            let round = move || {
+                let limiter = limiter.upgrade();
+                async move { round(&limiter?).await }
+            };
+            tokio::spawn(Arc::clone(&self.rounds).run(round));
+        }
     }
 }
 
-enum Spent {
-    Here(Decision),
-    /// Somebody must reserve units; where there was a chunk, those who wait for that have one turn.
-    Not(Option<Arc<AsyncMutex<()>>>),
+/// Reserves units and spends of them what a call costs; nothing if that is more than was granted.
+async fn reserve(
+    limiter: Arc<Shared>,
+    name: Name,
+    policy: Policy,
+    cost: u32,
+    chunk: u32,
+    _turn: Turn,
+) -> Result<Option<Decision>, Error> {
+    let leases = &limiter.leases;
+    // What is left of the last one fits no call, or came too late. If the store does not answer to that, it will not to the next.
+    let _ = leases.give_back(&limiter, &name).await;
+    let asked_at = limiter.now();
+    let charge = Charge {
+        ahead: true,
+        ..Charge::of(chunk.max(cost))
+    };
+    let asked = Asked::new(Ask::AtMost, charge);
+    let until = Instant::now() + limiter.timeout;
+    let decision = limiter.put(&policy, &name.1, asked, until).await?;
+    let decision = decision.into_ahead();
+    let Some(charged) = decision.charged() else {
+        return Ok(None);
+    };
+    let granted = decision.units();
+    let fits = granted >= cost;
+    let spent = fits.then(|| decision.admit_here(cost, Source::Store));
+    let spans = || policy.limits().iter().map(|limit| limit.span);
+    let lasts = spans()
+        .map(|span| strict::ahead_for(span, charged.at.at))
+        .min();
+    let counts = spans().map(strict::lifetime).max();
+    let until = asked_at.saturating_add(lasts.unwrap_or_default());
+    let chunk = Chunk {
+        policy: policy.clone(),
+        left: if fits { granted - cost } else { granted },
+        until,
+        expires: asked_at.saturating_add(counts.unwrap_or_default()),
+        charged,
+        decision,
+    };
+    leases.chunks.put(&name, |_| Some(chunk));
+    leases.come_by(&limiter, until);
+    if fits {
+        let charge = Charge::of(cost);
+        limiter.fallback.charge(&policy, &name.1, charge);
+    }
+    Ok(spent)
+}
+
+/// Gives back what is left of the chunks that have lapsed. Tells when the next will.
+async fn round(limiter: &Arc<Shared>) -> Option<u64> {
+    let chunks = &limiter.leases.chunks;
+    let lapsed = chunks.due(limiter.now());
+    let given = give_back_all(limiter, lapsed, Chunk::has_lapsed).await;
+    let again = match given {
+        Ok(()) => 0,
+        Err(_) => limiter.now().saturating_add(OFFER_AGAIN),
+    };
+    Some(chunks.next()?.max(again))
+}
+
+async fn give_back_all(
+    limiter: &Arc<Shared>,
+    names: Vec<Name>,
+    which: fn(&Chunk, u64) -> bool,
+) -> Result<(), Error> {
+    let give_back = |name| {
+        let limiter = Arc::clone(limiter);
+        async move {
+            let leases = &limiter.leases;
+            let Some(place) = leases.chunks.turn(&name, limiter.now()) else {
+                return Ok(());
+            };
+            let _turn = place.lock_owned().await;
+            // Another may have come in its place.
+            let now = limiter.now();
+            match leases.chunks.with(&name, |chunk| which(chunk, now)) {
+                Some(true) => leases.give_back(&limiter, &name).await,
+                _ => Ok(()),
+            }
+        }
+    };
+    for_each(names, give_back).await
 }

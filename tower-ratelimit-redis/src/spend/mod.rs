@@ -2,71 +2,76 @@
 
 mod behind;
 mod lease;
+mod rounds;
+mod table;
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, RandomState},
-    sync::{Mutex, MutexGuard, PoisonError},
+use std::{future::Future, sync::Arc};
+
+use redis_conn::{Error, ErrorKind, Subject};
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    task::JoinSet,
+    time::{Instant, timeout_at},
 };
-
-use redis_conn::Subject;
 
 pub(crate) use self::{behind::Behind, lease::Leases};
 use crate::Policy;
 
-const SHARDS: usize = 64;
+/// How many subjects the store is told of at the same time, so that they go together.
+const AT_ONCE: usize = 64;
 
 /// The name of a policy, and a subject.
-type Name = (std::sync::Arc<str>, Subject);
+type Name = (Arc<str>, Subject);
 
-/// What this process has of subjects: a bounded number of them.
-#[derive(Debug)]
-struct Table<T> {
-    capacity: usize,
-    hasher: RandomState,
-    shards: Box<[Mutex<HashMap<Name, T>>]>,
-}
-
-impl<T> Table<T> {
-    fn new(capacity: usize) -> Self {
-        Self {
-            capacity: capacity.div_ceil(SHARDS),
-            hasher: RandomState::new(),
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-        }
-    }
-
-    fn shard(&self, name: &Name) -> MutexGuard<'_, HashMap<Name, T>> {
-        let shard = self.hasher.hash_one(name) as usize % SHARDS;
-        lock(&self.shards[shard])
-    }
-
-    fn names(&self) -> Vec<Name> {
-        let mut names = Vec::new();
-        for shard in &self.shards {
-            names.extend(lock(shard).keys().cloned());
-        }
-        names
-    }
-
-    /// Stores it, unless there is no room even without those that `is_over`. Tells whether it did.
-    fn insert(&self, name: &Name, value: T, is_over: impl Fn(&T) -> bool) -> bool {
-        let mut shard = self.shard(name);
-        if shard.len() >= self.capacity && !shard.contains_key(name) {
-            shard.retain(|_, value| !is_over(value));
-            if shard.len() >= self.capacity {
-                return false;
-            }
-        }
-        shard.insert(name.clone(), value);
-        true
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// Whoever has it asks the store for all that this process knows of one subject. It is kept by a task and not by a caller where
+/// something would be lost with that.
+type Turn = OwnedMutexGuard<()>;
 
 fn name(policy: &Policy, subject: &Subject) -> Name {
-    (std::sync::Arc::clone(policy.shared_name()), subject.clone())
+    (Arc::clone(policy.shared_name()), subject.clone())
+}
+
+/// Waits for the turn of a subject, or until there is no time left.
+async fn turn(of: Arc<Mutex<()>>, until: Instant) -> Result<Turn, Error> {
+    in_time(until, of.lock_owned()).await
+}
+
+async fn in_time<T>(until: Instant, what: impl Future<Output = T>) -> Result<T, Error> {
+    let waited = timeout_at(until, what).await;
+    waited.map_err(|_| {
+        Error::new(
+            ErrorKind::Timeout,
+            "waiting for what others ask of the store",
+        )
+    })
+}
+
+/// Does what must not end with the caller.
+async fn detached<T: Send + 'static>(
+    until: Instant,
+    task: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    match in_time(until, tokio::spawn(task)).await? {
+        Ok(outcome) => outcome,
+        Err(ended) => {
+            Err(Error::new(ErrorKind::Closed, "the runtime has ended").with_source(ended))
+        }
+    }
+}
+
+/// Does it for all subjects, whatever becomes of one, and returns what failed first.
+async fn for_each<F>(names: Vec<Name>, act: impl Fn(Name) -> F) -> Result<(), Error>
+where
+    F: Future<Output = Result<(), Error>> + Send + 'static,
+{
+    let mut names = names.into_iter();
+    let mut acting: JoinSet<_> = names.by_ref().take(AT_ONCE).map(&act).collect();
+    let mut all = Ok(());
+    while let Some(one) = acting.join_next().await {
+        all = all.and(one.unwrap_or(Ok(())));
+        if let Some(name) = names.next() {
+            acting.spawn(act(name));
+        }
+    }
+    all
 }

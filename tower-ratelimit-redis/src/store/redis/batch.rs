@@ -35,11 +35,16 @@ pub(super) struct Request {
 /// A call that waits to be sent.
 #[derive(Debug)]
 pub(super) struct Waiting {
+    number: u64,
     pub(super) request: Request,
     answer: oneshot::Sender<Result<Decision, Error>>,
 }
 
 impl Waiting {
+    pub(super) fn has_given_up(&self) -> bool {
+        self.answer.is_closed()
+    }
+
     pub(super) fn answer(self, decided: Result<Decision, Error>) {
         // Whoever asked may have given up.
         let _ = self.answer.send(decided);
@@ -51,6 +56,28 @@ impl Waiting {
 struct Queue {
     flights: usize,
     waiting: Vec<Waiting>,
+    /// How many have waited so far.
+    count: u64,
+}
+
+impl Queue {
+    fn wait(&mut self, request: Request) -> Place {
+        self.count += 1;
+        let (answer, answered) = oneshot::channel();
+        let number = self.count;
+        self.waiting.push(Waiting {
+            number,
+            request,
+            answer,
+        });
+        Place { number, answered }
+    }
+}
+
+/// Where somebody waits.
+struct Place {
+    number: u64,
+    answered: oneshot::Receiver<Result<Decision, Error>>,
 }
 
 /// The calls of one server, or of one subject where subjects may be on different servers.
@@ -80,6 +107,27 @@ impl Gate {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn is_idle(&self) -> bool {
+        let queue = self.queue();
+        queue.flights == 0 && queue.waiting.is_empty()
+    }
+
+    /// Somebody waits no longer. Whoever has no place in the queue any more was sent, and may have been charged.
+    fn give_up(&self, number: u64) -> Error {
+        let mut waiting = self.queue();
+        let waiting = &mut waiting.waiting;
+        match waiting.iter().position(|other| other.number == number) {
+            Some(place) => {
+                waiting.remove(place);
+                late()
+            }
+            None => Error::new(
+                ErrorKind::Ambiguous,
+                "sent with other calls, and not answered in time",
+            ),
+        }
+    }
 }
 
 impl Gates {
@@ -106,8 +154,9 @@ impl Gates {
     fn leave(&self, key: &Arc<str>, gate: &Arc<Gate>) {
         if let Self::BySubject(gates) = self {
             let mut gates = gates.lock().unwrap_or_else(PoisonError::into_inner);
-            // The map has one and the caller another.
-            if Arc::strong_count(gate) <= 2 {
+            // Somebody may have come in between, also after another had left.
+            let is_there = |known: &Arc<Gate>| Arc::ptr_eq(known, gate);
+            if gates.get(key).is_some_and(is_there) && gate.is_idle() {
                 gates.remove(key);
             }
         }
@@ -121,16 +170,14 @@ pub(super) async fn decide(
     request: Request,
 ) -> Result<Decision, Error> {
     let gate = gates.of(&request.key);
-    let (until, waiting) = {
+    let until = request.until;
+    let waiting = {
         let mut queue = gate.queue();
         if queue.flights < gate.flights {
             queue.flights += 1;
-            (request.until, Err(request))
+            Err(request)
         } else {
-            let (answer, answered) = oneshot::channel();
-            let until = request.until;
-            queue.waiting.push(Waiting { request, answer });
-            (until, Ok(answered))
+            Ok(queue.wait(request))
         }
     };
     match waiting {
@@ -145,10 +192,10 @@ pub(super) async fn decide(
             drop(flight);
             decided
         }
-        Ok(answered) => match tokio::time::timeout_at(until, answered).await {
+        Ok(Place { number, answered }) => match tokio::time::timeout_at(until, answered).await {
             Ok(Ok(decided)) => decided,
             Ok(Err(_)) => Err(Error::new(ErrorKind::Closed, "the runtime has ended")),
-            Err(_) => Err(late()),
+            Err(_) => Err(gate.give_up(number)),
         },
     }
 }
@@ -207,9 +254,13 @@ impl Runner {
     fn take(&mut self) -> Option<Vec<Waiting>> {
         let mut queue = self.gate.queue();
         let now = Instant::now();
-        queue
+        queue.waiting.retain(|waiting| !waiting.has_given_up());
+        for late_one in queue
             .waiting
-            .retain(|waiting| !waiting.answer.is_closed() && waiting.request.until > now);
+            .extract_if(.., |waiting| waiting.request.until <= now)
+        {
+            late_one.answer(Err(late()));
+        }
         if queue.waiting.is_empty() {
             queue.flights -= 1;
             self.ended = true;
@@ -229,6 +280,8 @@ impl Drop for Runner {
             let mut queue = self.gate.queue();
             queue.flights -= 1;
             queue.waiting.clear();
+            drop(queue);
+            self.gates.leave(&self.key, &self.gate);
         }
     }
 }
@@ -247,5 +300,33 @@ impl fmt::Debug for Gates {
             Self::One(_) => "One",
             Self::BySubject(_) => "BySubject",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_that_nobody_uses_is_forgotten_whoever_else_knows_it() {
+        let (gates, key) = (Gates::new(false), Arc::from("a"));
+        let Gates::BySubject(map) = &gates else {
+            panic!("subjects may be on different servers");
+        };
+        let known = || map.lock().unwrap().len();
+        let (gate, same) = (gates.of(&key), gates.of(&key));
+        assert!(Arc::ptr_eq(&gate, &same));
+        gate.queue().flights = 1;
+        gates.leave(&key, &gate);
+        assert_eq!(known(), 1, "a call is under way");
+        gate.queue().flights = 0;
+        gates.leave(&key, &gate);
+        assert_eq!(known(), 0);
+
+        let other = gates.of(&key);
+        gates.leave(&key, &same);
+        assert_eq!(known(), 1, "another one is there by now");
+        gates.leave(&key, &other);
+        assert_eq!(known(), 0);
     }
 }

@@ -111,7 +111,7 @@ impl Server {
         }
     }
 
-    async fn decide_group(&self, group: Group) {
+    async fn decide_group(self: &Arc<Self>, group: Group) {
         let Group { subjects, .. } = group;
         let Some(first) = subjects.first().and_then(|subject| subject.calls.first()) else {
             return;
@@ -143,7 +143,7 @@ impl Server {
         match reply.and_then(|reply| read(reply, asked.charge.units)) {
             Ok((now, answers)) => {
                 for (subject, answer) in subjects.into_iter().zip(answers) {
-                    self.deliver(&policy, subject, now, answer).await;
+                    self.deliver(&policy, subject, now, answer);
                 }
             }
             Err(error) => {
@@ -154,16 +154,22 @@ impl Server {
         }
     }
 
-    async fn deliver(&self, policy: &Policy, subject: Calls, now: Now, answer: Answer) {
+    fn deliver(self: &Arc<Self>, policy: &Policy, subject: Calls, now: Now, answer: Answer) {
         let (granted, counters) = match answer {
             Answer::Decided { granted, value } => (granted, Counters::decode(&value, policy)),
             Answer::Corrupt => (Vec::new(), Err(corrupt())),
-            // Nothing was charged, and it is rare enough to be decided one by one.
+            // Nothing was charged, and it is rare enough to be decided one by one. The other subjects do not wait for that.
             Answer::Unknown | Answer::Revise { .. } => {
-                for waiting in subject.calls {
-                    let decided = self.decide(&waiting.request).await;
-                    waiting.answer(decided);
-                }
+                let server = Arc::clone(self);
+                self.spawn(async move {
+                    for waiting in subject.calls {
+                        if waiting.has_given_up() {
+                            continue;
+                        }
+                        let decided = server.decide(&waiting.request).await;
+                        waiting.answer(decided);
+                    }
+                });
                 return;
             }
         };
