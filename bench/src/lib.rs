@@ -1,5 +1,8 @@
 //! What the benchmarks share: the server, the peers, and a load of many tasks.
 
+pub mod accuracy;
+pub mod plot;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},

@@ -5,35 +5,52 @@ use std::process::{Command, Stdio};
 
 use crate::redis::{Cluster, Home, Single, Topology};
 use crate::sh::{self, Result, cargo, on_path};
-use crate::{Flags, setup};
+use crate::{Flag, Flags, Value, setup};
 
 const MANIFEST: &str = "bench/Cargo.toml";
 /// Two counts of operations; their difference leaves out what the start costs.
 const FEW: u64 = 2_000;
 const MANY: u64 = 12_000;
+/// Where the pages show the pictures.
+const PICTURES: &str = "docs/images";
 
 pub(crate) const COMMAND: crate::Command = crate::Command {
     name: "bench",
     about: "measures our crates and their peers, and what faults cost",
-    flags: &[],
+    flags: &[Flag {
+        name: "--plot",
+        value: Value::None,
+        about: "only say what each algorithm admits, and draw the pictures in docs/images",
+    }],
     details: "\
-Runs the criterion benchmarks of bench/ (a workspace of its own), then how long decisions take
-while Redis is frozen or the network swallows everything and how long a lane in a black hole is
-used, how soon writes go on when another server takes over, then, where valgrind is installed, the
-client instructions of one GET through the bare client library and through redis-conn, on a single
-server and on a cluster.
-Server and client share the machine: compare ratios, not absolute figures.",
+Runs the criterion benchmarks of bench/ (a workspace of its own), then what the scripts of the
+limiter cost the server and how many bytes of it each algorithm takes, what each admits of the same
+calls, how long decisions take while Redis is frozen or the network swallows everything and how long
+a lane in a black hole is used, how soon writes go on when another server takes over, then, where
+valgrind is installed, the client instructions of one GET through the bare client library and
+through redis-conn, on a single server and on a cluster.
+Server and client share the machine: compare ratios, not absolute figures. What is admitted, and so
+the pictures, is the same on every machine.",
     run,
 };
 
-fn run(_: &Flags) -> Result {
+fn run(flags: &Flags) -> Result {
+    if flags.has("--plot") {
+        return sh::run(&mut program("accuracy", &[PICTURES]));
+    }
     let server = setup::redis_server()?;
     sh::run(&mut cargo(&["bench", "--manifest-path", MANIFEST]))?;
-    for program in ["faults", "failovers"] {
-        let run = ["run", "--release", "--manifest-path", MANIFEST];
-        sh::run(cargo(&run).args(["--bin", program]))?;
+    for name in ["scripts", "memory", "accuracy", "faults", "failovers"] {
+        sh::run(&mut program(name, &[]))?;
     }
     instructions(&server)
+}
+
+/// Builds a program of the benchmarks and runs it, in the root of the workspace.
+fn program(name: &str, arguments: &[&str]) -> Command {
+    let mut run = cargo(&["run", "--release", "--manifest-path", MANIFEST]);
+    run.args(["--bin", name, "--"]).args(arguments);
+    run
 }
 
 fn instructions(server: &Path) -> Result {
