@@ -52,28 +52,66 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Without HTTP, ask the [`Limiter`] itself: [`check`](Limiter::check), [`peek`](Limiter::peek), [`reset`](Limiter::reset).
+//! Without HTTP, ask the [`Limiter`] itself: see [Operations](#operations).
 //!
 //! # What is promised
 //!
-//! **In any interval of a window's length no more than the limit is admitted**, by the clock of the store, over all processes. Not
-//! twice the limit around a full minute, as fixed windows admit, and not limit and refill, as token buckets do. The window slides
-//! in 32 steps and counts the oldest of them in full.
+//! **In any interval of a window's length no more than the limit is admitted**, by the clock of the store, over all processes: not
+//! twice the limit around a full minute, as fixed windows admit, and not limit and refill, as token buckets do. That is what a
+//! [strict window](Algorithm::StrictWindow) does, the algorithm if none is named. The others [have other bounds](#algorithms).
 //!
-//! The price: a unit is counted for up to a 32nd of the window longer than the window. Who sends without a pause is admitted at
-//! 32/33 (97 %) of the nominal rate at worst. Nobody is refused because of units older than that.
-//!
-//! All limits of a policy are decided together. A refused request is charged to none, and writes nothing, but
-//! new heads once after the clock of the store went back. A decision is one round
-//! trip: one script call in Redis, one transaction in SQLite.
+//! All limits of a policy are decided together. A refused call is charged to none, and writes nothing but new times once after
+//! the clock of the store went back. A decision is one round trip: one script call in Redis, one transaction in SQLite. What
+//! [this process knows already](#who-counts), it does not ask.
 //!
 //! The promise ends where the store forgets (a failover to a replica that had not yet seen the last writes, an eviction, a restart
-//! without persistence) and where its clock steps. After a step forward, units may go by so much earlier; each step back lets units go up to a 32nd of
-//! the window earlier, and nobody waits longer than ever.
+//! without persistence) and where its clock steps. After a step forward, units may go by so much earlier; each step back lets the
+//! units of a strict window go up to a 32nd of it earlier, and nobody waits longer than ever.
 //!
-//! Policies of one name but other windows, as in a deployment that changes a window while both versions serve, decide each by its
-//! own windows. What any of them admits is charged to all of them (to the last eight windows, that is, which a policy does not
-//! have itself), from the first charge of that window on.
+//! Policies of one name decide each by its own limits, and what any of them admits is charged to the counts of all (to the first
+//! eight that a policy does not have itself). So quotas may differ by subject, and two versions of a policy may serve side
+//! by side. What else becomes of the counts when it changes, says its [revision](PolicyBuilder::revision).
+//!
+//! # Algorithms
+//!
+//! Of a limit of `L` units in a window `W`; the bytes of one subject in Redis are those of its key and value together.
+//!
+//! | [`Algorithm`] | admits in any `W` at most | sustains | bytes |
+//! |---|---|---|---|
+//! | `StrictWindow` (default) | `L` | at least 32/33 of `L` per `W`: a unit counts up to `W` + `W`/32 | 280 |
+//! | `SlidingLog`, for `L` up to 1,024 | `L` | `L` per `W` | about 140, and 12 for each call |
+//! | `SlidingCounter` | 2 `L` | `L` per `W`, less up to one unit | 152 |
+//! | `Gcra { burst }` | `burst` + `L` | `L` per `W` | 152 |
+//! | `FixedWindow` | 2 `L` | `L` per `W` | 152 |
+//! | [`concurrency`](PolicyBuilder::concurrency), up to 1,024 | `L` at one moment | | about 130, and 20 for each permit |
+//!
+//! A policy may have up to eight limits of any of them. Pictures of what each admits of the same calls, and when to take which, are
+//! in `docs/rate-limits.md` of the repository.
+//!
+//! # Operations
+//!
+//! | operation | what it does |
+//! |---|---|
+//! | [`check`](Limiter::check), [`check_at_most`](Limiter::check_at_most) | charges a cost to all limits or to none; as much of it as there is room for |
+//! | [`peek`](Limiter::peek) | tells what a check would, and charges nothing |
+//! | [`until_ready`](Limiter::until_ready) | waits until it is admitted, or a deadline would pass |
+//! | [`refund`](Limiter::refund), [`settle`](Limiter::settle) | corrects what a call was charged, when its cost is known |
+//! | [`acquire`](Limiter::acquire) | holds units of a concurrency limit until the [`Permit`] is dropped; those of a process that dies are free after one lease |
+//! | [`block`](Limiter::block), [`reset`](Limiter::reset) | refuses a subject for a time; forgets what it was charged. Both are audited |
+//!
+//! # Who counts
+//!
+//! The store decides each call, unless the policy has another [`Spending`]:
+//!
+//! | | calls of the store | what is admitted |
+//! |---|---|---|
+//! | `Exact` (default) | one for each call | the bound of the algorithm |
+//! | `Lease(chunk)`, for strict windows | one for each chunk of units | no more than the limit in any interval, over all processes. A reserved unit counts up to `W` + `W`/16, and is refused to other processes meanwhile |
+//! | `WriteBehind(interval)` | one for each subject and interval | **more than the limit**: up to what all processes admit in one interval |
+//!
+//! Whatever the policy, a refusal is [remembered](LimiterBuilder::denied_capacity) until the wait is over that the store told, so who
+//! is refused costs the store nothing more; and calls that come while others are under way are [sent
+//! together](LimiterBuilder::coalesce), so many calls of one subject cost it little.
 //!
 //! # What happens when the store does not answer
 //!
@@ -85,7 +123,9 @@
 //! | `Open` | admitted | `Open` | none | no limit |
 //! | `Closed` | an error; 503 in the layer | | none | no service |
 //!
-//! The local counts are warm: they contain what the store admitted through this limiter, so an outage opens with no fresh burst.
+//! Once the store has not answered several times in a row, or nothing connects to it, one call at a time finds out whether it is
+//! back, and the others do not wait. The local counts are warm: they contain what the store admitted through this limiter, so an
+//! outage opens with no fresh burst.
 //! A call whose answer was lost may have been charged in the store. It is decided by the policy and never sent a second time.
 //! Meanwhile the check `rate-limit` in [`Backend::health`](redis_conn::Backend::health) is `degraded`; the first decision of the
 //! store ends that. A wrong configuration is always an error. The memory backend does not fail.

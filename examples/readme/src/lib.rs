@@ -1,1 +1,5 @@
 #![doc = include_str!("../../../README.md")]
+
+/// The page about rate limits.
+#[doc = include_str!("../../../docs/rate-limits.md")]
+pub mod rate_limits {}
