@@ -78,7 +78,7 @@
 //!
 //! | [`Algorithm`] | admits in any `W` at most | sustains | bytes |
 //! |---|---|---|---|
-//! | `StrictWindow` (default) | `L` | at least 32/33 of `L` per `W`: a unit counts up to `W` + `W`/32 | 280 |
+//! | `StrictWindow` (default) | `L` | at least 32/33 of `L` per `W`: a unit counts up to `W` + `W`/32 | 312 |
 //! | `SlidingLog`, for `L` up to 1,024 | `L` | `L` per `W` | about 140, and 12 for each call |
 //! | `SlidingCounter` | 2 `L` | `L` per `W`, less up to one unit | 152 |
 //! | `Gcra { burst }` | `burst` + `L` | `L` per `W` | 152 |
