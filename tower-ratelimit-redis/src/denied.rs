@@ -17,7 +17,7 @@ use std::{
 
 use redis_conn::{Backend, Bus, Clock, Error, Event, Subject};
 
-use crate::{Decision, Policy, Source, store::micros};
+use crate::{Decision, Policy, Source, Spending, store::micros};
 
 const SHARDS: usize = 16;
 /// Where resets are told.
@@ -139,6 +139,12 @@ impl Denied {
         } else {
             self.listen(asked);
             micros(wait).min(DEAF)
+        };
+        // Another process may give back what it reserved when that part of the window has ended.
+        let part = policy.limits().iter().map(|limit| limit.span / 32).min();
+        let wait = match (policy.spending(), part) {
+            (Spending::Lease(_), Some(part)) => wait.min(part),
+            _ => wait,
         };
         let name = name(policy, subject);
         let mut shard = self.shard(name);

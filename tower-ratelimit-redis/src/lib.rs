@@ -224,6 +224,7 @@ pub mod key;
 mod layer;
 mod limiter;
 mod metrics;
+mod missing;
 mod permit;
 mod policy;
 mod problem;
@@ -251,8 +252,9 @@ pub use crate::{
     fallback::OnFailure,
     future::ResponseFuture,
     headers::{HeaderStyle, LegacyReset},
-    layer::{MissingKey, RateLimitLayer},
+    layer::RateLimitLayer,
     limiter::Limiter,
+    missing::MissingKey,
     permit::{Acquired, Permit},
     policy::{Algorithm, Policy, PolicyBuilder, Revise, Spending, WindowStart},
     refusal::{Reason, Refusal},

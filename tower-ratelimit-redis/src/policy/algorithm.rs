@@ -33,7 +33,7 @@ pub enum WindowStart {
     FirstCall,
 }
 
-/// What becomes of the counts of a subject when it is first seen under a higher [revision](PolicyBuilder::revision).
+/// What becomes of the counts of a subject when it is first seen under a higher [revision](crate::PolicyBuilder::revision).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Revise {
@@ -55,7 +55,8 @@ pub enum Spending {
     Exact,
     /// This process reserves so many units at once and spends them by itself, so few calls wait for the store. They are charged to the
     /// part of the window that begins next and may be spent until that ends; then what is left is given back. So every window holds,
-    /// over all processes; but units that one process has reserved are refused to others meanwhile. For strict windows.
+    /// over all processes; but units that one process has reserved are refused to others meanwhile. A block or a reset ends what the
+    /// process has that calls it; others spend what they have reserved until it lapses. For strict windows.
     Lease(u64),
     /// This process admits by what it knows of the counts, and tells the store what it admitted each so often. Calls do not wait, and
     /// **more than the limit is admitted**: up to what all processes admit in one interval. Where counts must be roughly right and

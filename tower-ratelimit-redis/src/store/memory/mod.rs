@@ -1,5 +1,7 @@
 //! The in-process store: for the memory backend, and for the fallback of the others.
 
+mod shard;
+
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
@@ -7,26 +9,19 @@ use std::{
     time::Duration,
 };
 
-use hashbrown::HashTable;
 use redis_conn::{Clock, Error, Subject};
 
+use self::shard::{Counted, Key, Shard, goes_by_calendar};
 use super::{Asked, Permits, Store};
 use crate::{
     Decision, Policy,
-    counter::{Charge, Charged, Kind, Now},
+    counter::{Charge, Charged, Now},
     counters::Counters,
 };
 
 const SHARDS: usize = 64;
-/// Below this a table is not worth a sweep.
-const SWEEP_FROM: usize = 64;
-/// How long, in microseconds, a full shard is not swept again: it may be in vain.
-const SWEEP_PAUSE: u64 = 1_000_000;
 /// The longest subject that is kept as it is.
 const MAX_SUBJECT: usize = 64;
-/// The longest one that is kept in the table itself, where finding it reads no memory besides.
-const MAX_INLINE: usize = 30;
-
 /// Counts by policy and subject, in shards with a lock each.
 ///
 /// It holds a bounded number of subjects. None is forgotten before its counts have expired, or a refused client could make
@@ -36,51 +31,6 @@ pub(crate) struct MemoryStore {
     capacity: usize,
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
-}
-
-/// One table for each policy; a program has few. They share the capacity of the shard.
-#[derive(Default)]
-struct Shard {
-    tables: Vec<Table>,
-    /// When all tables were swept because the shard was full.
-    swept: u64,
-}
-
-struct Table {
-    policy: Arc<str>,
-    /// Whether a counter may go by the wall clock.
-    calendar: bool,
-    entries: HashTable<Entry>,
-    /// Who came when the shard was full.
-    overflow: Option<Counted>,
-    /// The number of entries at which the next sweep pays.
-    sweep_at: usize,
-}
-
-struct Entry {
-    hash: u64,
-    name: Name,
-    counted: Counted,
-}
-
-/// The bytes that a subject is filed under.
-enum Name {
-    Short { length: u8, bytes: [u8; MAX_INLINE] },
-    Long(Box<[u8]>),
-}
-
-/// Such bytes and their hash, which chooses the shard and the place in its tables.
-#[derive(Clone, Copy)]
-struct Key<'a> {
-    hash: u64,
-    name: &'a [u8],
-}
-
-#[derive(Clone)]
-struct Counted {
-    counters: Counters,
-    /// From then on nothing is counted any more.
-    expires: u64,
 }
 
 impl MemoryStore {
@@ -150,10 +100,8 @@ impl MemoryStore {
 
     pub(crate) fn forget(&self, policy: &Policy, subject: &Subject) {
         self.with_key(subject, |key| {
-            if let Some(table) = self.shard(key).table_mut(policy)
-                && let Ok(entry) = table.entries.find_entry(key.hash, key.is_of())
-            {
-                entry.remove();
+            if let Some(table) = self.shard(key).table_mut(policy) {
+                table.remove(key);
             }
         });
     }
@@ -237,42 +185,6 @@ impl MemoryStore {
     }
 }
 
-fn goes_by_calendar(policy: &Policy) -> bool {
-    policy
-        .limits()
-        .iter()
-        .any(|limit| limit.kind == Kind::FixedAligned)
-}
-
-impl<'a> Key<'a> {
-    fn is_of(self) -> impl Fn(&Entry) -> bool + 'a {
-        move |entry| entry.hash == self.hash && entry.name.as_bytes() == self.name
-    }
-}
-
-impl Name {
-    fn new(name: &[u8]) -> Self {
-        let mut bytes = [0; MAX_INLINE];
-        match bytes.get_mut(..name.len()) {
-            Some(start) => {
-                start.copy_from_slice(name);
-                Self::Short {
-                    length: name.len() as u8,
-                    bytes,
-                }
-            }
-            None => Self::Long(name.into()),
-        }
-    }
-
-    fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::Short { length, bytes } => &bytes[..usize::from(*length)],
-            Self::Long(bytes) => bytes,
-        }
-    }
-}
-
 /// Passes on the bytes to file the subject under. Long ones become a digest, which is longer than any subject that is kept as
 /// it is and so equals none of them: memory is bounded also where clients choose their keys.
 fn short<T>(subject: &Subject, act: impl FnOnce(&[u8]) -> T) -> T {
@@ -286,134 +198,6 @@ fn short<T>(subject: &Subject, act: impl FnOnce(&[u8]) -> T) -> T {
         .finalize_xof()
         .fill(&mut digest);
     act(&digest)
-}
-
-impl Shard {
-    fn table(&self, policy: &Policy) -> Option<&Table> {
-        self.tables.iter().find(|table| table.is_of(policy))
-    }
-
-    fn table_mut(&mut self, policy: &Policy) -> Option<&mut Table> {
-        self.tables.iter_mut().find(|table| table.is_of(policy))
-    }
-
-    /// Where the table of a policy is.
-    fn place(&mut self, policy: &Policy) -> usize {
-        let place = self.tables.iter().position(|table| table.is_of(policy));
-        let place = place.unwrap_or_else(|| {
-            self.tables.push(Table::new(policy));
-            self.tables.len() - 1
-        });
-        // Whoever comes later meets its counters.
-        self.tables[place].calendar |= goes_by_calendar(policy);
-        place
-    }
-
-    /// Acts on what is counted of a subject, or of those that share an entry.
-    fn with_counted<T>(
-        &mut self,
-        place: usize,
-        policy: &Policy,
-        key: Key<'_>,
-        capacity: usize,
-        now: Now,
-        act: impl FnOnce(&mut Counted) -> T,
-    ) -> T {
-        let entries = &mut self.tables[place].entries;
-        if let Some(entry) = entries.find_mut(key.hash, key.is_of()) {
-            return act(&mut entry.counted);
-        }
-        let full = self.is_full(capacity, now);
-        act(self.tables[place].newcomer(policy, key, full, now))
-    }
-
-    /// Whether there is no room, also when what has expired is gone: under whatever policy, or one that is flooded would leave
-    /// the others none.
-    fn is_full(&mut self, capacity: usize, now: Now) -> bool {
-        if self.held() >= capacity && now.at.abs_diff(self.swept) >= SWEEP_PAUSE {
-            self.tables.iter_mut().for_each(|table| table.sweep(now));
-            self.swept = now.at;
-        }
-        self.held() >= capacity
-    }
-
-    fn held(&self) -> usize {
-        self.tables.iter().map(|table| table.entries.len()).sum()
-    }
-}
-
-impl Table {
-    fn new(policy: &Policy) -> Self {
-        Self {
-            policy: Arc::clone(policy.shared_name()),
-            calendar: false,
-            entries: HashTable::new(),
-            overflow: None,
-            sweep_at: SWEEP_FROM,
-        }
-    }
-
-    fn is_of(&self, policy: &Policy) -> bool {
-        Arc::ptr_eq(&self.policy, policy.shared_name()) || *self.policy == *policy.name()
-    }
-
-    /// An entry for a subject that has none; the shared one if the shard is full.
-    fn newcomer(&mut self, policy: &Policy, key: Key<'_>, full: bool, now: Now) -> &mut Counted {
-        self.overflow.take_if(|shared| shared.expires <= now.at);
-        if full {
-            return self
-                .overflow
-                .get_or_insert_with(|| Counted::new(policy, now));
-        }
-        // When their number has doubled: an insertion pays for a few others.
-        if self.entries.len() >= self.sweep_at {
-            self.sweep(now);
-        }
-        // What it may have been charged while it shared an entry stays charged.
-        let counted = match &self.overflow {
-            Some(shared) => shared.clone(),
-            None => Counted::new(policy, now),
-        };
-        let Key { hash, name } = key;
-        let name = Name::new(name);
-        let entry = Entry {
-            hash,
-            name,
-            counted,
-        };
-        let entry = self.entries.insert_unique(hash, entry, |entry| entry.hash);
-        &mut entry.into_mut().counted
-    }
-
-    /// Drops what has expired.
-    fn sweep(&mut self, now: Now) {
-        self.entries.retain(|entry| entry.counted.expires > now.at);
-        let kept = self.entries.len();
-        self.sweep_at = SWEEP_FROM.max(2 * kept);
-        self.entries.shrink_to(self.sweep_at, |entry| entry.hash);
-    }
-
-    fn find(&self, key: Key<'_>) -> Option<&Counted> {
-        let own = self.entries.find(key.hash, key.is_of());
-        // Whoever has no entry might be counted in the shared one.
-        own.map(|entry| &entry.counted).or(self.overflow.as_ref())
-    }
-
-    fn find_mut(&mut self, key: Key<'_>) -> Option<&mut Counted> {
-        let own = self.entries.find_mut(key.hash, key.is_of());
-        own.map(|entry| &mut entry.counted)
-            .or(self.overflow.as_mut())
-    }
-}
-
-impl Counted {
-    fn new(policy: &Policy, now: Now) -> Self {
-        let counters = Counters::new(policy, now);
-        Self {
-            expires: counters.expires(now),
-            counters,
-        }
-    }
 }
 
 impl Store for MemoryStore {
@@ -492,7 +276,7 @@ impl fmt::Debug for MemoryStore {
 mod tests {
     use redis_conn::ManualClock;
 
-    use super::*;
+    use super::{shard::SWEEP_FROM, *};
     use crate::counters::Ask;
 
     fn policy(max: u64) -> Policy {
