@@ -113,6 +113,8 @@ impl Counters {
                     let mut own = policy.limits().iter();
                     if let Some(limit) = own.find(|limit| counter.belongs_to(limit)) {
                         counter.scale(limit.max, counter.max(), now);
+                        // What is counted is a part of that from now on.
+                        counter.set_max(limit.max);
                     }
                 }
             }

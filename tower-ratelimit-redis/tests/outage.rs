@@ -217,7 +217,10 @@ async fn who_must_not_go_without_the_store_fails_at_once_while_it_is_away() {
     limiter.check(&policy, "a", 1).await.unwrap();
     // What is asked reaches the server; nothing comes back.
     proxy.set(Fault::FreezeAfter(0));
-    assert!(limiter.check(&policy, "a", 1).await.is_err());
+    // One may be an accident.
+    for _ in 0..3 {
+        assert!(limiter.check(&policy, "a", 1).await.is_err());
+    }
     let asked = async || server.command_calls().await["evalsha"].calls;
     let (before, begun) = (asked().await, Instant::now());
     let mut failing = JoinSet::new();
