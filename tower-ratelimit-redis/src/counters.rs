@@ -91,11 +91,12 @@ impl Counters {
                 .all(|(counter, limit)| counter.belongs_to(limit));
         if !own {
             self.list = self.fitted(limits, now);
-            self.keep = match self.list.len() == limits.len() {
-                true => policy.keep(),
-                false => policy.keep().max(self.keep),
-            };
         }
+        // What was charged under another maximum may count for longer than under this one.
+        self.keep = match own || self.list.len() > limits.len() {
+            true => policy.keep().max(self.keep),
+            false => policy.keep(),
+        };
         changed
     }
 
@@ -312,4 +313,30 @@ pub(crate) fn corrupt() -> Error {
         ErrorKind::Corrupt,
         format!("a rate limit in another layout than version {VERSION}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Algorithm;
+
+    /// A bucket that refills by one a second.
+    fn bucket(burst: u64) -> Policy {
+        let seconds = Duration::from_secs(burst);
+        let policy = Policy::new("test").limit_by(Algorithm::Gcra { burst }, burst, seconds);
+        policy.build().unwrap()
+    }
+
+    #[test]
+    fn a_value_is_kept_for_as_long_as_the_greatest_maximum_needs() {
+        let (small, large) = (bucket(10), bucket(1_000));
+        let now = Now { at: 1, wall: 1 };
+        let mut counters = Counters::new(&small, now);
+        for policy in [&large, &small] {
+            counters.advance(policy, now);
+            counters.decide(policy, Ask::AtMost, Charge::of(900), now);
+            let lasts = counters.expires(now) - now.at;
+            assert!(lasts >= large.keep() * 1_000, "{lasts}");
+        }
+    }
 }

@@ -16,6 +16,7 @@ use std::{
 };
 
 use redis_conn::{Backend, Bus, Clock, Error, Event, Subject};
+use tokio::task::AbortHandle;
 
 use crate::{Decision, Policy, Source, Spending, store::micros};
 
@@ -42,6 +43,8 @@ pub(crate) struct Denied {
     /// Whether resets are heard of.
     listening: AtomicBool,
     listen_at: AtomicU64,
+    /// It would keep the backend alive.
+    listener: Mutex<Option<AbortHandle>>,
     /// How often something was forgotten.
     forgotten: AtomicU64,
 }
@@ -77,6 +80,7 @@ impl Denied {
             any: AtomicBool::new(false),
             listening: AtomicBool::new(false),
             listen_at: AtomicU64::new(0),
+            listener: Mutex::default(),
             forgotten: AtomicU64::new(0),
         })
     }
@@ -215,7 +219,9 @@ impl Denied {
             .listen_at
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, due);
         if begin.is_ok() {
-            tokio::spawn(listen(Arc::downgrade(self), self.bus.clone()));
+            let listener = tokio::spawn(listen(Arc::downgrade(self), self.bus.clone()));
+            let mut held = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+            *held = Some(listener.abort_handle());
         }
     }
 
@@ -237,23 +243,52 @@ async fn listen(denied: Weak<Denied>, bus: Bus) {
     let Ok(mut resets) = bus.subscribe(CHANNEL).await else {
         return;
     };
-    if let Some(denied) = denied.upgrade() {
-        // What was told before it listened is not known to be heard.
-        denied.forget_all();
-        denied.listening.store(true, Ordering::Release);
-    }
-    loop {
-        let event = resets.recv().await;
+    drop(bus);
+    let _listening = Listening::begin(denied.clone());
+    while let Some(event) = resets.recv().await {
         let Some(denied) = denied.upgrade() else {
             return;
         };
-        match event {
-            Some(event) => denied.hear(&event),
-            None => {
-                denied.listening.store(false, Ordering::Release);
-                denied.forget_all();
-                return;
-            }
+        denied.hear(&event);
+    }
+}
+
+/// As long as this is, resets are heard of; it ends with the task, also where the runtime of that does.
+struct Listening(Weak<Denied>);
+
+impl Listening {
+    fn begin(denied: Weak<Denied>) -> Self {
+        let listening = Self(denied);
+        listening.set(true);
+        listening
+    }
+
+    fn set(&self, listening: bool) {
+        let Some(denied) = self.0.upgrade() else {
+            return;
+        };
+        if !listening {
+            denied.listening.store(false, Ordering::Release);
+        }
+        // What was told while it did not listen is not known to be heard.
+        denied.forget_all();
+        if listening {
+            denied.listening.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.set(false);
+    }
+}
+
+impl Drop for Denied {
+    fn drop(&mut self) {
+        let listener = self.listener.get_mut();
+        if let Some(listener) = listener.unwrap_or_else(PoisonError::into_inner) {
+            listener.abort();
         }
     }
 }

@@ -11,10 +11,10 @@ use std::{
 };
 
 use redis_conn::Subject;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 
 use crate::{
-    Decision, Limiter, Policy, RateLimitError,
+    Decision, Limiter, Policy, RateLimitError, Source,
     counter::Charge,
     counters::Ask,
     shared::Shared,
@@ -99,7 +99,10 @@ impl Permit {
         if decision.is_allowed() {
             return Ok(Acquired::Held(Self { held, decision }));
         }
-        held.forget();
+        if decision.source() == Source::Store {
+            held.forget();
+        }
+        // Else the store may have granted it all the same, and hears that it is released.
         Ok(Acquired::Refused(decision))
     }
 
@@ -220,7 +223,7 @@ impl Keeper {
     }
 
     /// Those that are to be renewed by now, by the place where they are; and when the next is due.
-    fn due(&self, now: Instant) -> (Vec<(Place, Vec<u64>)>, Option<Instant>) {
+    fn due(&self, now: Instant) -> (Gathered, Option<Instant>) {
         let mut due = Gathered::default();
         let mut held = self.registry();
         for (name, renewal) in held.iter_mut().filter(|(_, renewal)| renewal.due <= now) {
@@ -228,7 +231,7 @@ impl Keeper {
             due.add(&renewal.place, *name);
         }
         let next = held.values().map(|renewal| renewal.due).min();
-        (due.0, next)
+        (due, next)
     }
 
     async fn renew(&self, limiter: &Shared, place: &Place, names: &[u64]) {
@@ -253,19 +256,23 @@ impl fmt::Debug for Keeper {
     }
 }
 
-/// Names by their place.
+/// Names by their place, which is told apart by the name of the policy and the subject.
 #[derive(Default)]
-struct Gathered(Vec<(Place, Vec<u64>)>);
+struct Gathered(HashMap<(Arc<str>, Subject), (Place, Vec<u64>)>);
 
 impl Gathered {
     fn add(&mut self, place: &Place, name: u64) {
-        let same = |other: &Place| {
-            other.subject == place.subject && other.policy.name() == place.policy.name()
-        };
-        match self.0.iter_mut().find(|(other, _)| same(other)) {
-            Some((_, names)) => names.push(name),
-            None => self.0.push((place.clone(), vec![name])),
-        }
+        let key = (
+            Arc::clone(place.policy.shared_name()),
+            place.subject.clone(),
+        );
+        let entry = self.0.entry(key);
+        let (_, names) = entry.or_insert_with(|| (place.clone(), Vec::new()));
+        names.push(name);
+    }
+
+    fn places(self) -> impl Iterator<Item = (Place, Vec<u64>)> {
+        self.0.into_values()
     }
 }
 
@@ -285,10 +292,13 @@ async fn keep(keeper: Weak<Keeper>, mut dropped: mpsc::UnboundedReceiver<(Place,
             return;
         };
         let mut next = None;
+        // All at once: one place that has no answer holds up no other.
+        let mut asking = JoinSet::new();
         if let Some(keeper) = keeper.upgrade() {
             let (due, then) = keeper.due(Instant::now());
-            for (place, names) in &due {
-                keeper.renew(&limiter, place, names).await;
+            for (place, names) in due.places() {
+                let (keeper, limiter) = (Arc::clone(&keeper), Arc::clone(&limiter));
+                asking.spawn(async move { keeper.renew(&limiter, &place, &names).await });
             }
             next = then;
         }
@@ -296,11 +306,15 @@ async fn keep(keeper: Weak<Keeper>, mut dropped: mpsc::UnboundedReceiver<(Place,
         for (place, name) in released.drain(..) {
             gathered.add(&place, name);
         }
-        for (place, names) in &gathered.0 {
-            // Without an answer the lease ends by itself.
-            let _ = limiter.permits(place, Permits::Release, names).await;
+        for (place, names) in gathered.places() {
+            let limiter = Arc::clone(&limiter);
+            asking.spawn(async move {
+                // Without an answer the lease ends by itself.
+                let _ = limiter.permits(&place, Permits::Release, &names).await;
+            });
         }
         drop(limiter);
+        asking.join_all().await;
         let next = next.unwrap_or_else(|| Instant::now() + IDLE);
         tokio::select! {
             received = dropped.recv_many(&mut released, MANY) => if received == 0 { return },
@@ -319,10 +333,10 @@ impl Shared {
     ) -> Result<Vec<bool>, RateLimitError> {
         let Place { policy, subject } = place;
         self.fallback.permits(policy, subject, what, names);
+        self.away.may_ask(subject)?;
         let held = self
             .store
-            .permits(policy, subject, what, names, self.timeout)
-            .await?;
-        Ok(held)
+            .permits(policy, subject, what, names, self.timeout);
+        Ok(self.heard(policy, subject, held.await)?)
     }
 }

@@ -168,7 +168,9 @@ impl Reason {
         match self {
             Self::Quota(decision) | Self::Blocked(decision) => {
                 // Whoever comes back before a quota has ended is not let in, whatever else is said.
-                let ends = self.violated().map(|limit| limit.reset_after).max();
+                let ends = self.violated().map(|limit| limit.reset_after);
+                // Where nobody can tell, it is none.
+                let ends = ends.filter(|end| !end.is_zero()).max();
                 Some(decision.retry_after().max(ends).unwrap_or(ASK_AGAIN))
             }
             Self::Undecided(error) => error.kind().retry_after(),
@@ -331,6 +333,8 @@ pub(crate) mod tests {
     #[test]
     fn where_nobody_can_tell_it_is_a_second_and_where_it_cannot_help_nothing() {
         assert_eq!(retry_after(&quota(None, &[])), Some(SECOND));
+        // Nobody can tell when somebody releases.
+        assert_eq!(retry_after(&quota(None, &[concurrency(0)])), Some(SECOND));
         assert_eq!(retry_after(&undecided(ErrorKind::Timeout)), Some(SECOND));
         for reason in [
             undecided(ErrorKind::Config),

@@ -92,7 +92,7 @@ impl Shared {
     }
 
     /// Whether the store answers, is known from each answer.
-    fn heard<T>(
+    pub(crate) fn heard<T>(
         &self,
         policy: &Policy,
         subject: &Subject,

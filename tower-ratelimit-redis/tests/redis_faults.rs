@@ -510,3 +510,63 @@ async fn the_layer_answers_by_the_failure_policy() {
         "\"api-3600s\";q=5;w=3600"
     );
 }
+
+/// The store may have granted what the fallback refuses, and nobody would hold it.
+#[tokio::test]
+async fn what_the_fallback_refuses_is_released_in_the_store() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(&server).await;
+    let (here, there) = (connect(&proxy.url()).await, connect(&server.url()).await);
+    let limiter = Limiter::builder(&here)
+        .timeout(Duration::from_millis(200))
+        .on_failure(OnFailure::Local { share: 0.1 })
+        .build()
+        .unwrap();
+    let seen = patient(&there).build().unwrap();
+    let lease = Duration::from_secs(3_600);
+    let policy = Policy::new("held").concurrency(10, lease).build().unwrap();
+    let left = async || seen.peek(&policy, "a").await.unwrap().limits()[0].remaining;
+    // So that the script is known.
+    drop(limiter.acquire(&policy, "a", 1).await.unwrap());
+    let free = testkit::until(RECOVERY, "the first release", async || left().await == 10);
+    free.await.unwrap();
+
+    proxy.set(Fault::drop_reply("EVALSHA"));
+    let held = limiter.acquire(&policy, "a", 1).await.unwrap();
+    assert_eq!(held.decision().source(), Source::Local);
+    assert!(held.decision().is_allowed());
+    proxy.set(Fault::drop_reply("EVALSHA"));
+    let refused = limiter.acquire(&policy, "a", 1).await.unwrap();
+    assert_eq!(refused.decision().source(), Source::Local);
+    assert!(!refused.decision().is_allowed());
+    proxy.set(Fault::Pass);
+    drop(held);
+    let free = testkit::until(RECOVERY, "all to be released", async || {
+        // Somebody has to find out that the store is back.
+        drop(limiter.acquire(&policy, "b", 1).await);
+        left().await == 10
+    });
+    free.await.unwrap();
+}
+
+/// A process that remembers refusals hears of resets; that ends with its handles.
+#[tokio::test]
+async fn nothing_is_left_of_a_limiter_that_refused() {
+    let server = RedisServer::start().await;
+    let proxy = FaultProxy::start(&server).await;
+    let backend = connect(&proxy.url()).await;
+    let limiter = Limiter::builder(&backend)
+        .timeout(Duration::from_secs(10))
+        .build()
+        .unwrap();
+    let policy = policy(1);
+    check(&limiter, &policy, "a").await;
+    assert!(!check(&limiter, &policy, "a").await.is_allowed());
+    // It listens from then on, over a connection of its own.
+    let before = proxy.accepted();
+    proxy
+        .wait_for(|stats| stats.accepted > before || stats.live > 1)
+        .await;
+    drop((limiter, backend));
+    soon(RECOVERY, proxy.wait_for(|stats| stats.live == 0)).await;
+}

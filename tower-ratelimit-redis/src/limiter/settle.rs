@@ -9,7 +9,8 @@ use crate::{
 
 impl Limiter {
     /// Gives back `units` of what `decision` was charged, as far as they still count: not more than there are in the part of the window
-    /// that they were charged to, so a refund that comes late makes no room for others.
+    /// that they were charged to, so a refund that comes late makes no room for others. (A GCRA does not know when units were charged: there it
+    /// fills the bucket, up to full.)
     ///
     /// # Errors
     ///

@@ -40,7 +40,7 @@ pub enum Revise {
     /// They go on.
     #[default]
     Keep,
-    /// They are forgotten, but for permits that are held.
+    /// They are forgotten, but for permits that are held. A version before that still serves has room again too.
     Reset,
     /// They are multiplied by the new maximum over the old one, so that everybody has used the same part of the limit as before.
     Proportional,

@@ -266,6 +266,13 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_interval_of_a_bucket_has_a_share() {
+        let policy = Policy::new("api").limit_by(Algorithm::Gcra { burst: 1 }, 1, MAX_WINDOW);
+        let share = policy.build().unwrap().scaled(500_000);
+        assert_eq!(share.limits()[0].span, MAX_SPAN);
+    }
+
+    #[test]
     fn a_zero_is_refused() {
         assert_eq!(
             error(Policy::new("api").limit(0, SECOND)),

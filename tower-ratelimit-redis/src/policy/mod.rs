@@ -182,10 +182,14 @@ impl Policy {
         let scale = || {
             let of =
                 |number: u64| (u128::from(number) * u128::from(millionths)).div_ceil(1_000_000);
+            let slower = |interval: u64| {
+                let slower = (u128::from(interval) * 1_000_000).div_ceil(millionths.into());
+                u64::try_from(slower).unwrap_or(MAX_SPAN).min(MAX_SPAN)
+            };
             let scaled = |limit: &Limit| Limit {
                 max: u32::try_from(of(limit.max.into())).unwrap_or(limit.max),
                 span: match limit.kind {
-                    Kind::Gcra => (limit.span * 1_000_000).div_ceil(millionths),
+                    Kind::Gcra => slower(limit.span),
                     _ => limit.span,
                 },
                 ..limit.clone()

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use redis_conn::{Clock, Error, Subject};
+use redis_conn::{Clock, Error, ErrorKind, Subject};
 use tokio::time::Instant;
 
 use super::{
@@ -232,6 +232,8 @@ async fn tell(limiter: Arc<Shared>, name: Name, turn: Turn) -> Result<Turn, Erro
         Ok(told) => count.hear(&policy, told, now),
         // It may have been told: better once too few than twice.
         Err(error) if error.is_ambiguous() => {}
+        // Nobody hears of it any more.
+        Err(error) if *error.kind() == ErrorKind::Closed => {}
         Err(_) => {
             count.since = count.since.saturating_add(since);
             count.room = count.room.saturating_add(since);

@@ -28,6 +28,14 @@ impl Asked {
     pub(crate) fn new(ask: Ask, charge: Charge) -> Self {
         Self { ask, charge }
     }
+
+    /// What there must be room for, or it is refused.
+    pub(crate) fn least(self) -> u32 {
+        match self.ask {
+            Ask::AtMost => self.charge.units.min(1),
+            Ask::All | Ask::Anyway => self.charge.units,
+        }
+    }
 }
 
 /// What becomes of permits that are held.

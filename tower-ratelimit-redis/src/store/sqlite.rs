@@ -101,7 +101,7 @@ impl Store for SqliteStore {
         let decide = move |counters: &mut Counters, policy: &Policy, now| {
             let aged = counters.advance(policy, now);
             let granted = counters.decide(policy, ask, charge, now);
-            let decision = Decision::new(policy, counters, now, charge.units, granted);
+            let decision = Decision::new(policy, counters, now, asked.least(), granted);
             (decision, aged || granted > 0)
         };
         self.change(policy, subject, deadline, decide).await

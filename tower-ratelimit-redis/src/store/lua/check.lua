@@ -166,6 +166,9 @@ for k = 1, #KEYS do
         for l = 1, limits do
           -- Nobody goes by a counter of nothing.
           local keeps = heads[l] and (sum == 0 or found > revision and uses[l] > 0)
+          if keeps then
+            lasts = math.max(lasts, kept_for)
+          end
           before = before .. (keeps and heads[l] or sub(policy, 13 * l + 10, 13 * l + 22))
         end
         for _, other in ipairs(foreign) do

@@ -53,7 +53,7 @@ impl MemoryStore {
         self.with_entry(policy, subject, |counted, now| {
             counted.counters.advance(policy, now);
             let granted = counted.counters.decide(policy, ask, charge, now);
-            Decision::new(policy, &counted.counters, now, charge.units, granted)
+            Decision::new(policy, &counted.counters, now, asked.least(), granted)
         })
     }
 
@@ -76,8 +76,9 @@ impl MemoryStore {
     }
 
     pub(crate) fn block_now(&self, policy: &Policy, subject: &Subject, time: Duration) {
-        self.with_entry(policy, subject, |counted, now| {
-            counted.counters.block(time, now)
+        // In an entry of its own, also where there is no room: who shares one is not to be blocked with it.
+        self.with_entry_within(usize::MAX, policy, subject, |counted, now| {
+            counted.counters.block(time, now);
         });
     }
 
@@ -140,12 +141,22 @@ impl MemoryStore {
         subject: &Subject,
         act: impl FnOnce(&mut Counted, Now) -> T,
     ) -> T {
+        self.with_entry_within(self.capacity, policy, subject, act)
+    }
+
+    fn with_entry_within<T>(
+        &self,
+        capacity: usize,
+        policy: &Policy,
+        subject: &Subject,
+        act: impl FnOnce(&mut Counted, Now) -> T,
+    ) -> T {
         self.with_key(subject, |key| {
             let mut shard = self.shard(key);
             let place = shard.place(policy);
             // Read under the lock, or a later holder could see an earlier time and take it for a clock that went back.
             let now = self.now(shard.tables[place].calendar);
-            shard.with_counted(place, policy, key, self.capacity, now, |counted| {
+            shard.with_counted(place, policy, key, capacity, now, |counted| {
                 let outcome = act(counted, now);
                 counted.expires = counted.counters.expires(now);
                 outcome
@@ -335,6 +346,20 @@ mod tests {
         assert!(!store.decide_now(&policy, &crowd[1], all(1)).is_allowed());
         clock.advance(Duration::from_secs(2));
         assert!(store.decide_now(&policy, &crowd[1], all(2)).is_allowed());
+    }
+
+    #[test]
+    fn a_block_where_there_is_no_room_blocks_nobody_else() {
+        let (store, _) = tiny();
+        let (policy, crowd) = (policy(5), crowd(&store));
+        for subject in &crowd[..2] {
+            store.decide_now(&policy, subject, all(1));
+        }
+        store.block_now(&policy, &crowd[1], Duration::from_secs(3_600));
+        assert!(store.look_now(&policy, &crowd[1], 1).is_blocked());
+        assert!(!store.look_now(&policy, &crowd[2], 1).is_blocked());
+        store.forget(&policy, &crowd[1]);
+        assert!(!store.look_now(&policy, &crowd[1], 1).is_blocked());
     }
 
     #[test]

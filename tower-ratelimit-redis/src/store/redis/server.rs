@@ -34,7 +34,7 @@ impl Server {
     pub(super) async fn decide(&self, request: &Request) -> Result<Decision, Error> {
         let Request { policy, asked, .. } = request;
         let (now, granted, counters) = self.check(request).await?;
-        let cost = asked.charge.units;
+        let cost = asked.least();
         Ok(Decision::new(policy, &counters, now, cost, granted))
     }
 
@@ -185,7 +185,7 @@ impl Server {
             let decided = match &counters {
                 Ok(counters) => {
                     let Request { policy, asked, .. } = &waiting.request;
-                    let cost = asked.charge.units;
+                    let cost = asked.least();
                     Ok(Decision::new(policy, counters, now, cost, granted))
                 }
                 Err(error) => Err(error.clone()),
