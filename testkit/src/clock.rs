@@ -34,8 +34,8 @@ const FROZEN_LINE: &str = "local t = { frozen_s, frozen_us }";
 ///
 /// # Panics
 ///
-/// Unless one line of `text` is `local t = redis.call('TIME')`, indented as it may be, and nothing else in it calls TIME; or
-/// nothing calls TIME at all.
+/// If `text` calls TIME anywhere but in one line `local t = redis.call('TIME')`, indented as it may be.
+/// A script that never reads the time is left as it is, but for the arguments that it does not see.
 pub fn frozen_time_script(text: &str) -> String {
     let lines = text.lines().filter(|line| line.trim() == TIME_LINE).count();
     let calls = text.matches("'TIME'").count() + text.matches("\"TIME\"").count();
