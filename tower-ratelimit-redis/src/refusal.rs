@@ -167,9 +167,8 @@ impl Reason {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Quota(decision) | Self::Blocked(decision) => {
-                // Whoever comes back before a quota has ended is not let in, whatever else is said.
+                // Whoever comes back before a quota has ended is not let in. An end that nobody knows is zero.
                 let ends = self.violated().map(|limit| limit.reset_after);
-                // Where nobody can tell, it is none.
                 let ends = ends.filter(|end| !end.is_zero()).max();
                 Some(decision.retry_after().max(ends).unwrap_or(ASK_AGAIN))
             }
