@@ -151,6 +151,24 @@ async fn takes_users_from_a_text_or_a_file() {
 }
 
 #[tokio::test]
+async fn a_restarted_server_has_loaded_its_data() {
+    // It answers after each 1,024 entries while it loads, and that is four times.
+    let server = RedisServer::builder()
+        .append_only(true)
+        .arg("key-load-delay", "100")
+        .start()
+        .await;
+    let mut connection = server.connection().await;
+    let mut data = redis::pipe();
+    for n in 0..5_000 {
+        data.set(n, 1).ignore();
+    }
+    let () = data.query_async(&mut connection).await.unwrap();
+    server.restart().await;
+    assert_eq!(server.keys().await.len(), 5_000);
+}
+
+#[tokio::test]
 async fn an_append_only_server_keeps_its_data_over_a_kill() {
     let server = RedisServer::builder()
         .append_only(true)

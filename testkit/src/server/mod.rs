@@ -154,7 +154,7 @@ impl RedisServer {
     }
 
     /// Kills the server if it still runs, starts it on the same port and directory, and waits until
-    /// it answers. What it had not persisted is lost.
+    /// it answers with its data. What it had not persisted is lost.
     pub async fn restart(&self) {
         self.kill();
         if !self.keeps_conf {
@@ -222,13 +222,14 @@ impl RedisServer {
         Ok(())
     }
 
-    /// Waits until the process `pid`, and not a stranger on the same port, answers.
+    /// Waits until the process `pid`, and not a stranger on the same port, answers and has its data.
     async fn answers_as(&self, pid: i32) {
+        let pid = pid.to_string();
         loop {
-            if let Ok(info) = self.try_info("server").await
-                && info
-                    .get("process_id")
-                    .is_some_and(|found| *found == pid.to_string())
+            if let Ok(info) = self.try_info("default").await
+                && info.get("process_id") == Some(&pid)
+                // Absent on a sentinel, which loads nothing.
+                && info.get("loading").is_none_or(|loading| loading == "0")
             {
                 return;
             }
