@@ -111,14 +111,17 @@ impl LimiterBuilder {
     }
 
     fn assemble(self, store: AnyStore) -> Limiter {
-        let on_failure = if store.is_in_process() {
+        let on_failure = if store.in_process().is_some() {
             // It never fails, so nothing need be counted twice for it.
             OnFailure::Closed
         } else {
             self.on_failure
         };
         let fallback = Fallback::new(on_failure, self.backend.clock(), self.capacity);
-        let denied = (!store.is_in_process()).then(|| Denied::new(&self.backend, self.denied));
+        let denied = store
+            .in_process()
+            .is_none()
+            .then(|| Denied::new(&self.backend, self.denied));
         let inner = Arc::new_cyclic(|me| Shared {
             me: me.clone(),
             store,

@@ -16,6 +16,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Decision {
     allowed: bool,
+    /// What there had to be room for.
+    cost: u32,
     granted: u32,
     blocked: bool,
     retry_after: Option<Duration>,
@@ -115,6 +117,15 @@ impl Decision {
         }
     }
 
+    /// For a refused call: the limits that have no room for its cost, in the order of the policy.
+    pub fn violated(&self) -> impl Iterator<Item = &LimitState> {
+        // A cost of 0 is refused where more than the limit is in use.
+        let cost = u64::from(self.cost.max(1));
+        let refused = !self.allowed;
+        let limits = self.limits().iter();
+        limits.filter(move |limit| refused && limit.remaining < cost)
+    }
+
     /// Who decided.
     #[must_use]
     pub fn source(&self) -> Source {
@@ -156,6 +167,7 @@ impl Decision {
         let blocked = counters.blocked_for(now);
         Self {
             allowed,
+            cost,
             granted,
             blocked: blocked.is_some(),
             retry_after: if allowed {
@@ -173,6 +185,7 @@ impl Decision {
     pub(crate) fn open() -> Self {
         Self {
             allowed: true,
+            cost: 0,
             granted: 0,
             blocked: false,
             retry_after: None,

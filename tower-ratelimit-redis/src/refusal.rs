@@ -160,8 +160,7 @@ impl Reason {
     }
 
     fn violated(&self) -> impl Iterator<Item = &LimitState> {
-        let limits = self.decision().map_or(&[][..], Decision::limits);
-        limits.iter().filter(|limit| limit.remaining == 0)
+        self.decision().into_iter().flat_map(Decision::violated)
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -207,7 +206,7 @@ impl<'a> Refusal<'a> {
         self.reason.decision()
     }
 
-    /// The limits of which nothing is left.
+    /// The limits that have no room for what the request costs.
     pub fn violated(&self) -> impl Iterator<Item = &'a LimitState> {
         self.reason.violated()
     }

@@ -15,17 +15,13 @@ macro_rules! event {
 
 pub(crate) use event;
 
-/// A call of this cost was denied. Nobody but who looks for it wants to hear of each, and the subject is named by its hash.
+/// A call was denied. Nobody but who looks for it wants to hear of each, and the subject is named by its hash.
 #[cfg(feature = "tracing")]
-pub(crate) fn denied(policy: &Policy, subject: &Subject, cost: u32, decision: &Decision) {
+pub(crate) fn denied(policy: &Policy, subject: &Subject, decision: &Decision) {
     if !tracing::enabled!(target: "tower_ratelimit_redis", tracing::Level::DEBUG) {
         return;
     }
-    let violated = decision
-        .limits()
-        .iter()
-        .filter(|limit| limit.remaining < u64::from(cost));
-    let violated: Vec<&str> = violated.map(|limit| &*limit.name).collect();
+    let violated: Vec<&str> = decision.violated().map(|limit| &*limit.name).collect();
     tracing::debug!(
         target: "tower_ratelimit_redis",
         policy = policy.name(),
@@ -38,7 +34,7 @@ pub(crate) fn denied(policy: &Policy, subject: &Subject, cost: u32, decision: &D
 }
 
 #[cfg(not(feature = "tracing"))]
-pub(crate) fn denied(_: &Policy, _: &Subject, _: u32, _: &Decision) {}
+pub(crate) fn denied(_: &Policy, _: &Subject, _: &Decision) {}
 
 #[cfg(test)]
 #[cfg(feature = "tracing")]

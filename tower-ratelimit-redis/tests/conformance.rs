@@ -135,6 +135,38 @@ mod cases {
         assert_eq!(remaining(&check(&limiter, &policy, "a", 1).await), [1, 0]);
     }
 
+    pub(super) async fn a_refusal_names_the_limits_without_room_for_the_cost(
+        fixture: &impl Fixture,
+    ) {
+        let (limiter, short) = (limiter(fixture), Duration::from_secs(600));
+        let limits = Policy::new("test").limit(5, short).limit(9, WINDOW);
+        let policy = limits.build().unwrap();
+        let names = |decision: &Decision| {
+            let violated = decision.violated().map(|limit| limit.name.to_string());
+            violated.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(names(&check(&limiter, &policy, "a", 2).await), "");
+        let refused = check(&limiter, &policy, "a", 4).await;
+        assert_eq!(
+            (names(&refused).as_str(), remaining(&refused)),
+            ("test-600s", vec![3, 7])
+        );
+        assert_eq!(names(&check(&limiter, &policy, "a", 3).await), "");
+        assert_eq!(names(&check(&limiter, &policy, "a", 1).await), "test-600s");
+        let refused = check(&limiter, &policy, "a", 5).await;
+        assert_eq!(names(&refused).split(' ').count(), 2);
+        assert_eq!(
+            names(&limiter.peek(&policy, "a").await.unwrap()),
+            "test-600s"
+        );
+        let some = limiter.check_at_most(&policy, "a", 9).await.unwrap();
+        assert_eq!(names(&some), "test-600s");
+        assert_eq!(
+            names(&limiter.check_at_most(&policy, "b", 9).await.unwrap()),
+            ""
+        );
+    }
+
     pub(super) async fn a_refusal_writes_nothing(fixture: &impl Fixture) {
         let (limiter, policy) = (limiter(fixture), policy(1));
         check(&limiter, &policy, "a", 1).await;
@@ -574,6 +606,7 @@ fixture::on_each_backend! {
     subjects_and_policies_are_apart
     handles_of_one_backend_share_their_counts
     all_limits_are_charged_or_none
+    a_refusal_names_the_limits_without_room_for_the_cost
     a_refusal_writes_nothing
     a_look_writes_nothing
     a_reset_forgets_one_subject_under_one_policy

@@ -83,8 +83,10 @@ impl Limiter {
     ) -> impl Future<Output = Result<Decision, RateLimitError>> + Send {
         let subject = subject.into();
         async move {
-            let cost = policy.admissible(cost)?;
-            self.spend(policy, &subject, Ask::All, cost).await
+            let charge = Charge::of(policy.admissible(cost)?);
+            policy.needs_no_permit()?;
+            self.decide(policy, &subject, Asked::new(Ask::All, charge))
+                .await
         }
     }
 
@@ -105,8 +107,10 @@ impl Limiter {
     ) -> impl Future<Output = Result<Decision, RateLimitError>> + Send {
         let subject = subject.into();
         async move {
-            let cost = u32::try_from(cost).unwrap_or(u32::MAX);
-            self.spend(policy, &subject, Ask::AtMost, cost).await
+            policy.needs_no_permit()?;
+            let charge = Charge::of(u32::try_from(cost).unwrap_or(u32::MAX));
+            self.decide(policy, &subject, Asked::new(Ask::AtMost, charge))
+                .await
         }
     }
 
@@ -144,20 +148,6 @@ impl Limiter {
         checks.into_iter().filter_map(Check::outcome).collect()
     }
 
-    async fn spend(
-        &self,
-        policy: &Policy,
-        subject: &Subject,
-        ask: Ask,
-        cost: u32,
-    ) -> Result<Decision, RateLimitError> {
-        if policy.has_leases() {
-            return Err(RateLimitError::NeedsPermit);
-        }
-        let asked = Asked::new(ask, Charge::of(cost));
-        self.decide(policy, subject, asked).await
-    }
-
     pub(crate) fn keeper(&self) -> Arc<Keeper> {
         let start = || Keeper::start(&self.0);
         Arc::clone(self.0.keeper.get_or_init(start))
@@ -172,16 +162,30 @@ impl Limiter {
     ) -> Result<Decision, RateLimitError> {
         let began = Began::now();
         let inner = &*self.0;
-        let cost = asked.charge.units;
-        let decision = match self.decide_early(policy, subject, asked).await {
-            Ok(decision) => decision,
-            Err(error) => inner.fallback.decide(policy, subject, asked, error)?,
+        let decision = match inner.store.in_process() {
+            // It is never away and knows all there is to know: there is nothing to wait for.
+            Some(store) => store.decide_now(policy, subject, asked),
+            // Boxed, since it is large, and takes far longer than an allocation.
+            None => Box::pin(self.decide_elsewhere(policy, subject, asked)).await?,
         };
         inner.meters.decided(policy, &decision, began);
         if !decision.is_allowed() {
-            trace::denied(policy, subject, cost, &decision);
+            trace::denied(policy, subject, &decision);
         }
         Ok(decision)
+    }
+
+    /// Where the store is not in this process.
+    async fn decide_elsewhere(
+        &self,
+        policy: &Policy,
+        subject: &Subject,
+        asked: Asked,
+    ) -> Result<Decision, Error> {
+        match self.decide_early(policy, subject, asked).await {
+            Ok(decision) => Ok(decision),
+            Err(error) => self.0.fallback.decide(policy, subject, asked, error),
+        }
     }
 
     /// By what is known here, or by the store.
@@ -217,21 +221,17 @@ impl Limiter {
         let cost = asked.charge.units;
         match policy.spending() {
             // There is nothing that this process could know better.
-            _ if cost == 0 || inner.store.is_in_process() => {}
-            Spending::Lease(chunk) if asked.ask == Ask::All => {
+            Spending::Lease(chunk) if cost > 0 && asked.ask == Ask::All => {
                 let chunk = u32::try_from(chunk).unwrap_or(u32::MAX);
                 let leases = &inner.leases;
-                let decide = leases.decide(inner, policy, subject, cost, chunk);
-                return Box::pin(decide).await;
+                leases.decide(inner, policy, subject, cost, chunk).await
             }
-            Spending::WriteBehind(interval) => {
+            Spending::WriteBehind(interval) if cost > 0 => {
                 let behind = &inner.behind;
-                let decide = behind.decide(inner, policy, subject, asked, interval);
-                return Box::pin(decide).await;
+                behind.decide(inner, policy, subject, asked, interval).await
             }
-            Spending::Exact | Spending::Lease(_) => {}
+            _ => inner.ask(policy, subject, asked, inner.until()).await,
         }
-        inner.ask(policy, subject, asked, inner.until()).await
     }
 
     /// Tells whether a call of cost 1 would be admitted now, and how much is left. It charges nothing.

@@ -53,6 +53,8 @@ struct Inner {
     revision: u32,
     on_revision: Revise,
     spending: Spending,
+    /// See [`keep`](Policy::keep).
+    keep: u64,
     /// What the scripts are told: made once.
     #[cfg(feature = "redis")]
     packed: Box<[u8]>,
@@ -97,9 +99,11 @@ impl Policy {
         (revision, on_revision): (u32, Revise),
         spending: Spending,
     ) -> Self {
+        let keep = keep(&limits);
         Self(Arc::new(Inner {
+            keep,
             #[cfg(feature = "redis")]
-            packed: pack(&limits, revision).into(),
+            packed: pack(&limits, revision, keep).into(),
             name,
             limits,
             revision,
@@ -150,6 +154,14 @@ impl Policy {
         self.limits().iter().any(|limit| limit.kind == Kind::Leases)
     }
 
+    /// Refuses where a call must hold something.
+    pub(crate) fn needs_no_permit(&self) -> Result<(), RateLimitError> {
+        match self.has_leases() {
+            true => Err(RateLimitError::NeedsPermit),
+            false => Ok(()),
+        }
+    }
+
     /// For how long a permit is held if nobody renews it.
     pub(crate) fn lease(&self) -> Option<Duration> {
         let leases = self
@@ -161,7 +173,7 @@ impl Policy {
 
     /// After how many milliseconds without a charge nothing is counted any more, whatever the limit.
     pub(crate) fn keep(&self) -> u64 {
-        keep(self.limits())
+        self.0.keep
     }
 
     /// Refuses a cost that could never be admitted, however long one waits.
@@ -220,10 +232,10 @@ fn keep(limits: &[Limit]) -> u64 {
 /// What the scripts are told of a policy: what stands before the states in a value that it alone was charged under, and nobody is
 /// blocked.
 #[cfg(feature = "redis")]
-fn pack(limits: &[Limit], revision: u32) -> Vec<u8> {
+fn pack(limits: &[Limit], revision: u32, keep: u64) -> Vec<u8> {
     let mut out = vec![crate::counters::VERSION, limits.len() as u8];
     out.extend_from_slice(&revision.to_le_bytes());
-    out.extend_from_slice(&keep(limits).to_le_bytes());
+    out.extend_from_slice(&keep.to_le_bytes());
     out.extend_from_slice(&0_u64.to_le_bytes());
     for limit in limits {
         out.push(limit.kind as u8);

@@ -103,7 +103,7 @@ pub(crate) trait Store {
     ) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
-/// The store of a backend. A match and not a box: an in-process decision is too short for a box.
+/// The store of a backend.
 #[derive(Debug)]
 pub(crate) enum AnyStore {
     Memory(Arc<MemoryStore>),
@@ -116,9 +116,12 @@ pub(crate) enum AnyStore {
 }
 
 impl AnyStore {
-    /// Whether nobody else can count there.
-    pub(crate) fn is_in_process(&self) -> bool {
-        matches!(self, Self::Memory(_))
+    /// The one that decides at once, if it is that: nobody else can count there.
+    pub(crate) fn in_process(&self) -> Option<&MemoryStore> {
+        match self {
+            Self::Memory(store) => Some(store),
+            _ => None,
+        }
     }
 
     /// The store for the engine of this backend. Never another one in its place: limits that are meant to be shared must not
@@ -160,11 +163,10 @@ macro_rules! each_store {
     ($self:ident, $store:ident => $call:expr) => {
         match $self {
             AnyStore::Memory($store) => $call.await,
-            // Boxed, since they are large and deep, and take far longer than an allocation.
             #[cfg(feature = "sqlite")]
-            AnyStore::Sqlite($store) => Box::pin($call).await,
+            AnyStore::Sqlite($store) => $call.await,
             #[cfg(feature = "redis")]
-            AnyStore::Redis($store) => Box::pin($call).await,
+            AnyStore::Redis($store) => $call.await,
             AnyStore::None(error) => Err(error.clone()),
         }
     };
