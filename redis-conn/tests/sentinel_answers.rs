@@ -8,7 +8,7 @@ mod support;
 use std::{net::SocketAddr, time::Duration};
 
 use redis_conn::{Backend, Config};
-use support::{LONG, endpoints, incr, redis};
+use support::{LONG, endpoints, incr, redis, until};
 use testkit::{Answer, Request, RespMock};
 use tokio::time::timeout;
 
@@ -103,7 +103,7 @@ async fn writes_to(backend: &Backend, server: &RespMock) {
 }
 
 async fn is_connected_to(server: &RespMock) {
-    server.wait_for(|server| server.connections() > 0).await;
+    until("a connection", async || server.connections() > 0).await;
 }
 
 #[tokio::test]
@@ -165,7 +165,8 @@ async fn a_sentinel_that_was_cut_off_leads_nobody_back() {
     assert_eq!(old.connections(), 0);
 }
 
-/// `SENTINEL REMOVE` and `SENTINEL MONITOR` at each of them.
+/// `SENTINEL REMOVE` and `SENTINEL MONITOR` at each of them. They are believed after the time in which they would have heard of a
+/// failover.
 #[tokio::test]
 async fn sentinels_that_are_set_up_anew_are_followed() {
     let (old, new) = (server().await, server().await);

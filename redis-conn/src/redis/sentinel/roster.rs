@@ -1,5 +1,7 @@
 //! The sentinels that are known, and what follows from what they say.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -9,6 +11,9 @@ use crate::config::Endpoint;
 /// So many sentinels are remembered beside those of the configuration.
 const MEMORY: usize = 64;
 
+/// After so long a sentinel that is not cut off knows of a failover: they tell each other every two seconds.
+const SPREAD: Duration = Duration::from_secs(8);
+
 /// Every sentinel ever seen: when those of the configuration are gone, one of the others may lead to the new ones.
 #[derive(Debug)]
 pub(super) struct Roster {
@@ -17,11 +22,12 @@ pub(super) struct Roster {
     primary: Option<Primary>,
 }
 
-/// Where the primary is, by which failover.
+/// Where the primary is, by which failover, and when a sentinel was last asked that knew of it.
 #[derive(Debug)]
 struct Primary {
     endpoint: Endpoint,
     config_epoch: u64,
+    told: Instant,
 }
 
 #[derive(Debug)]
@@ -138,25 +144,29 @@ impl Roster {
     fn latest(&self) -> Option<Primary> {
         let config_epoch = self.answers().map(|answer| answer.config_epoch).max()?;
         let present = self.primary.as_ref().map(|primary| &primary.endpoint);
-        let mut named = self
+        let telling = self
             .answers()
-            .filter(|answer| answer.config_epoch == config_epoch)
-            .map(|answer| &answer.endpoint);
+            .filter(|answer| answer.config_epoch == config_epoch);
+        let mut named = telling.clone().map(|answer| &answer.endpoint);
         let stays = named.clone().find(|endpoint| Some(*endpoint) == present);
         Some(Primary {
             endpoint: stays.or_else(|| named.next())?.clone(),
             config_epoch,
+            told: telling.map(|answer| answer.asked).max()?,
         })
     }
 
-    /// An earlier failover than the present one is known to sentinels that were cut off, which must not lead anybody back, and to
-    /// those that were set up anew and count from the start: then most of the configured ones say so.
+    /// An earlier failover than the present one is known to sentinels that have not heard of it yet or were cut off, which must not
+    /// lead anybody back, and to those that were set up anew and count from the start: then most of the configured ones say so, and
+    /// still do when they had the time to hear of it.
     fn may_believe(&self, latest: &Primary) -> bool {
-        let is_earlier = |present: &Primary| latest.config_epoch < present.config_epoch;
-        let goes_back = self.primary.as_ref().is_some_and(is_earlier);
+        let Some(present) = &self.primary else {
+            return true;
+        };
+        let informed = |answer: &Answer| answer.asked >= present.told + SPREAD;
         let configured = || self.members.iter().filter(|member| member.configured);
-        let answering = configured().filter(|member| member.answer().is_some());
-        !goes_back || answering.count() > configured().count() / 2
+        let saying = configured().filter(|member| member.answer().is_some_and(informed));
+        latest.config_epoch >= present.config_epoch || saying.count() > configured().count() / 2
     }
 
     fn answers(&self) -> impl Iterator<Item = &Answer> + Clone {
@@ -205,6 +215,15 @@ mod tests {
             endpoint: server(n),
             config_epoch,
             asked,
+        }
+    }
+
+    /// An answer of one who had the time to hear of what the others know.
+    fn informed(n: u16, config_epoch: u64) -> Answer {
+        let known = answer(n, config_epoch);
+        Answer {
+            asked: known.asked + SPREAD,
+            ..known
         }
     }
 
@@ -261,10 +280,10 @@ mod tests {
         }
         for n in 1..=3 {
             assert_eq!(roster.elect(), Some(&server(1)));
-            roster.hear(&sentinel(n), answer(2, 0));
+            roster.hear(&sentinel(n), informed(2, 0));
         }
         assert_eq!(roster.elect(), Some(&server(2)));
-        roster.hear(&sentinel(1), answer(3, 1));
+        roster.hear(&sentinel(1), informed(3, 1));
         assert_eq!(
             roster.elect(),
             Some(&server(3)),
@@ -282,9 +301,26 @@ mod tests {
         assert_eq!(roster.elect(), Some(&server(2)));
         assert!(roster.silence(&sentinel(2)));
         assert!(!roster.silence(&sentinel(2)), "known already");
+        roster.hear(&sentinel(1), informed(1, 4));
+        roster.hear(&sentinel(4), informed(1, 4));
         assert_eq!(roster.elect(), Some(&server(2)), "one of three");
-        roster.hear(&sentinel(3), answer(1, 4));
+        roster.hear(&sentinel(3), informed(1, 4));
         assert_eq!(roster.elect(), Some(&server(1)), "two of three");
+    }
+
+    #[test]
+    fn those_who_have_not_heard_of_a_failover_yet_lead_nobody_back() {
+        let mut roster = three();
+        roster.hear(&sentinel(1), answer(1, 4));
+        roster.hear(&sentinel(2), answer(2, 5));
+        roster.hear(&sentinel(3), answer(1, 4));
+        assert_eq!(roster.elect(), Some(&server(2)));
+        // The one that led it dies.
+        roster.silence(&sentinel(2));
+        assert_eq!(roster.elect(), Some(&server(2)));
+        roster.hear(&sentinel(1), answer(1, 4));
+        roster.hear(&sentinel(3), answer(1, 4));
+        assert_eq!(roster.elect(), Some(&server(2)));
     }
 
     #[test]
