@@ -3,6 +3,7 @@
 use std::{any::Any, fmt, path::Path, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     BackendBuilder, Bus, Clock, Error, ErrorKind, FromEnvError, Layout, Part, State, StateWatch,
@@ -43,8 +44,13 @@ impl Backend {
     /// Everything in this process: for one process, development and tests.
     #[must_use]
     pub fn memory() -> Self {
-        let engine = Engine::Memory(watch::Sender::new(State::Connected));
-        let core = Core::new(engine, default_instance(), Arc::new(SystemClock));
+        let core = Core::new(
+            Engine::Memory(watch::Sender::new(State::Connected)),
+            Arc::default(),
+            CancellationToken::new(),
+            default_instance(),
+            Arc::new(SystemClock),
+        );
         Self {
             core: Arc::new(core),
             namespace: Namespace::default(),
@@ -270,6 +276,12 @@ impl Backend {
         self.core
             .registry
             .get_or_insert(self.namespace.as_str(), letter, name, make)
+    }
+
+    /// To begin background tasks.
+    #[doc(hidden)]
+    pub fn tasks(&self) -> crate::raw::Tasks {
+        self.core.tasks.another()
     }
 
     /// The clock of the embedded backends.

@@ -160,8 +160,7 @@ impl BackendBuilder {
     ) -> Result<Backend, Error> {
         let namespace = self.namespace?;
         let instance = self.instance.unwrap_or_else(default_instance);
-        let mut core = Core::new(engine, instance, self.clock);
-        (core.hub, core.closed) = (hub, closed);
+        let core = Core::new(engine, hub, closed, instance, self.clock);
         Ok(Backend {
             core: Arc::new(core),
             namespace,

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Check, Clock, Error, ErrorKind, State, Status, bus::Hub, lifecycle::Parts, registry::Registry,
+    tasks::Tasks,
 };
 
 /// What all clones of a [`Backend`] share.
@@ -19,6 +20,7 @@ pub(crate) struct Core {
     pub(crate) clock: Arc<dyn Clock>,
     /// Cancelled by `close` and when the last handle goes; every background task ends with it.
     pub(crate) closed: CancellationToken,
+    pub(crate) tasks: Tasks,
     pub(crate) born: Instant,
 }
 
@@ -44,16 +46,22 @@ fn embedded(name: &'static str, served_by: &str, state: State) -> Check {
 }
 
 impl Core {
-    /// With a hub and an end of its own.
-    pub(crate) fn new(engine: Engine, instance: String, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(
+        engine: Engine,
+        hub: Arc<Hub>,
+        closed: CancellationToken,
+        instance: String,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let core = Self {
             engine,
-            hub: Arc::default(),
+            hub,
             registry: Registry::default(),
             parts: Parts::default(),
             instance: instance.into(),
             clock,
-            closed: CancellationToken::new(),
+            tasks: Tasks::new(closed.clone()),
+            closed,
             born: Instant::now(),
         };
         #[cfg(feature = "metrics")]

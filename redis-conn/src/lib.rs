@@ -112,6 +112,7 @@ mod random;
 mod registry;
 mod state;
 mod subject;
+mod tasks;
 mod trace;
 
 #[cfg(feature = "redis")]

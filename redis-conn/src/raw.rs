@@ -8,6 +8,8 @@ pub use crate::sqlite::{Expiry, Schema, Sqlite, Tx, sql_error};
 #[cfg(feature = "sqlite")]
 pub use rusqlite as sql;
 
+pub use crate::tasks::Tasks;
+
 /// The backend itself.
 #[derive(Debug)]
 pub enum Engine<'a> {
