@@ -117,21 +117,23 @@ impl LimiterBuilder {
         } else {
             self.on_failure
         };
+        let tasks = self.backend.tasks();
         let fallback = Fallback::new(on_failure, self.backend.clock(), self.capacity);
         let denied = store
             .in_process()
             .is_none()
-            .then(|| Denied::new(&self.backend, self.denied));
+            .then(|| Denied::new(&self.backend, &tasks, self.denied));
         let inner = Arc::new_cyclic(|me| Shared {
             me: me.clone(),
+            backend: self.backend.clone(),
             store,
             fallback,
             away: Away::new(&self.backend, self.timeout.min(PROBE_AT_LEAST)),
             denied,
             leases: Leases::new(self.backend.clock(), self.capacity),
             behind: Behind::new(self.backend.clock(), self.capacity),
-            clock: Arc::clone(self.backend.clock()),
             timeout: self.timeout,
+            tasks,
             keeper: OnceLock::new(),
             meters: Meters::new(self.backend.kind()),
         });

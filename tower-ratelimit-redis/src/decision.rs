@@ -16,9 +16,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Decision {
     allowed: bool,
-    /// What there had to be room for.
-    cost: u32,
-    granted: u32,
+    /// What an admitted call was charged, or a refused one needs room for.
+    units: u32,
     blocked: bool,
     retry_after: Option<Duration>,
     limits: Limits,
@@ -92,7 +91,7 @@ impl Decision {
     /// [`check_at_most`](crate::Limiter::check_at_most) got, and nothing for a refused call.
     #[must_use]
     pub fn granted(&self) -> u64 {
-        self.granted.into()
+        self.units().into()
     }
 
     /// Whether the subject is [blocked](crate::Limiter::block), whatever is left of its limits.
@@ -119,11 +118,13 @@ impl Decision {
 
     /// For a refused call: the limits that have no room for its cost, in the order of the policy.
     pub fn violated(&self) -> impl Iterator<Item = &LimitState> {
-        // A cost of 0 is refused where more than the limit is in use.
-        let cost = u64::from(self.cost.max(1));
-        let refused = !self.allowed;
+        let cost = match self.allowed {
+            true => 0,
+            // A cost of 0 is refused where more than the limit is in use.
+            false => u64::from(self.units.max(1)),
+        };
         let limits = self.limits().iter();
-        limits.filter(move |limit| refused && limit.remaining < cost)
+        limits.filter(move |limit| limit.remaining < cost)
     }
 
     /// Who decided.
@@ -141,23 +142,18 @@ impl Decision {
         granted: u32,
     ) -> Self {
         let allowed = granted > 0 || (cost == 0 && counters.fit(policy, 0, now));
-        Self::with(policy, counters, now, cost, granted, allowed)
+        let units = if allowed { granted } else { cost };
+        Self::with(policy, counters, now, allowed, units)
     }
 
     /// What a call of this cost would meet.
     pub(crate) fn look(policy: &Policy, counters: &Counters, now: Now, cost: u32) -> Self {
         let allowed = counters.fit(policy, cost, now);
-        Self::with(policy, counters, now, cost, 0, allowed)
+        let units = if allowed { 0 } else { cost };
+        Self::with(policy, counters, now, allowed, units)
     }
 
-    fn with(
-        policy: &Policy,
-        counters: &Counters,
-        now: Now,
-        cost: u32,
-        granted: u32,
-        allowed: bool,
-    ) -> Self {
+    fn with(policy: &Policy, counters: &Counters, now: Now, allowed: bool, units: u32) -> Self {
         let state = |(counter, limit): (&Counter, &Limit)| LimitState::new(counter, limit, now);
         let mut own = counters.with(policy);
         let limits = match (own.next(), policy.limits()) {
@@ -165,19 +161,20 @@ impl Decision {
             (first, _) => Limits::Many(first.into_iter().chain(own).map(state).collect()),
         };
         let blocked = counters.blocked_for(now);
+        let retry_after = if allowed {
+            None
+        } else {
+            let wait = wait(policy, counters, now, units);
+            wait.map(|wait| wait.max(blocked.unwrap_or_default()))
+        };
         Self {
             allowed,
-            cost,
-            granted,
+            units,
             blocked: blocked.is_some(),
-            retry_after: if allowed {
-                None
-            } else {
-                wait(policy, counters, now, cost).map(|wait| wait.max(blocked.unwrap_or_default()))
-            },
+            retry_after,
             limits,
             source: Source::Store,
-            charged: (granted > 0).then(|| Charged::at(now)),
+            charged: (allowed && units > 0).then(|| Charged::at(now)),
         }
     }
 
@@ -185,8 +182,7 @@ impl Decision {
     pub(crate) fn open() -> Self {
         Self {
             allowed: true,
-            cost: 0,
-            granted: 0,
+            units: 0,
             blocked: false,
             retry_after: None,
             limits: Limits::Many(Arc::default()),
@@ -223,7 +219,7 @@ impl Decision {
     }
 
     pub(crate) fn units(&self) -> u32 {
-        self.granted
+        if self.allowed { self.units } else { 0 }
     }
 
     /// When what was granted was charged, by the clock of the store.
@@ -243,7 +239,7 @@ impl Decision {
     pub(crate) fn admit_here(&self, cost: u32, source: Source) -> Self {
         Self {
             allowed: true,
-            granted: cost,
+            units: cost,
             retry_after: None,
             source,
             ..self.clone()
@@ -259,6 +255,7 @@ impl Decision {
     ) -> Self {
         Self {
             allowed: false,
+            units: 1,
             blocked,
             retry_after,
             limits: Limits::Many(limits.into()),

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use redis_conn::{Backend, Bus, Clock, Error, Event, Subject};
+use redis_conn::{Backend, Bus, Clock, Error, Event, Subject, raw::Tasks};
 use tokio::task::AbortHandle;
 
 use crate::{Decision, Policy, Source, Spending, store::micros};
@@ -35,6 +35,7 @@ type Name = u128;
 pub(crate) struct Denied {
     clock: Arc<dyn Clock>,
     bus: Bus,
+    tasks: Tasks,
     capacity: usize,
     hasher: RandomState,
     shards: Box<[Mutex<HashMap<Name, Refusal>>]>,
@@ -70,10 +71,11 @@ struct Refusal {
 
 impl Denied {
     /// Room for about so many refusals. Without room it remembers none, and still tells others what they are to forget.
-    pub(crate) fn new(backend: &Backend, capacity: usize) -> Arc<Self> {
+    pub(crate) fn new(backend: &Backend, tasks: &Tasks, capacity: usize) -> Arc<Self> {
         Arc::new(Self {
             clock: Arc::clone(backend.clock()),
             bus: backend.bus(),
+            tasks: tasks.clone(),
             capacity: capacity.div_ceil(SHARDS),
             hasher: RandomState::new(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
@@ -219,9 +221,10 @@ impl Denied {
             .listen_at
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, due);
         if begin.is_ok() {
-            let listener = tokio::spawn(listen(Arc::downgrade(self), self.bus.clone()));
+            let listening = listen(Arc::downgrade(self), self.bus.clone());
+            let listener = self.tasks.follow(listening);
             let mut held = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
-            *held = Some(listener.abort_handle());
+            *held = listener.map(|listener| listener.abort_handle());
         }
     }
 
@@ -345,7 +348,7 @@ mod tests {
     fn denied(capacity: usize) -> Arc<Denied> {
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(SECOND));
         let backend = Backend::builder().clock(clock).memory().unwrap();
-        Denied::new(&backend, capacity)
+        Denied::new(&backend, &backend.tasks(), capacity)
     }
 
     #[tokio::test]

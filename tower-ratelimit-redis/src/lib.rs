@@ -220,6 +220,7 @@ mod fallback;
 mod future;
 mod grpc;
 mod headers;
+mod keeper;
 pub mod key;
 mod layer;
 mod limiter;

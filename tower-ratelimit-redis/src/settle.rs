@@ -11,7 +11,7 @@ use std::{
 
 use http::response;
 use redis_conn::Subject;
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::{Decision, Limiter, Policy, trace::event};
 
@@ -48,7 +48,6 @@ impl Settle {
             policy: policy.clone(),
             subject,
             decision: decision.clone(),
-            runtime: Handle::try_current().ok(),
         })
     }
 }
@@ -79,8 +78,6 @@ pub(crate) struct Charged {
     policy: Policy,
     subject: Subject,
     decision: Decision,
-    /// A body may be dropped anywhere.
-    runtime: Option<Handle>,
 }
 
 impl Charged {
@@ -105,11 +102,13 @@ impl Charged {
             return;
         }
         let slot = Arc::clone(&self.settle.under_way).try_acquire_owned();
-        let (Some(runtime), Ok(slot)) = (self.runtime.clone(), slot) else {
+        let Ok(slot) = slot else {
             report_unsettled();
             return;
         };
-        runtime.spawn(async move {
+        // A body may be dropped where there is no runtime.
+        let tasks = self.limiter.0.tasks.clone();
+        let begun = tasks.spawn(async move {
             let settled = self
                 .limiter
                 .settle(&self.policy, self.subject, &self.decision, actual);
@@ -122,6 +121,9 @@ impl Charged {
             }
             drop(slot);
         });
+        if begun.is_none() {
+            report_unsettled();
+        }
     }
 }
 

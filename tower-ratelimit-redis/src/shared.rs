@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use redis_conn::{Check, Clock, Drain, Error, Part, Phase, Subject};
+use redis_conn::{Backend, Check, Drain, Error, Part, Phase, Subject, raw::Tasks};
 use tokio::time::Instant;
 
 use crate::{
@@ -14,8 +14,8 @@ use crate::{
     counter::{Charge, Charged},
     denied::Denied,
     fallback::Fallback,
+    keeper::Keeper,
     metrics::{self, Meters},
-    permit::Keeper,
     spend::{Behind, Leases},
     store::{AnyStore, Asked, Store},
 };
@@ -23,6 +23,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) me: Weak<Self>,
+    /// It is open for as long as there is a limiter on it.
+    pub(crate) backend: Backend,
     pub(crate) store: AnyStore,
     pub(crate) fallback: Fallback,
     pub(crate) away: Away,
@@ -30,8 +32,8 @@ pub(crate) struct Shared {
     pub(crate) denied: Option<Arc<Denied>>,
     pub(crate) leases: Leases,
     pub(crate) behind: Behind,
-    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) timeout: Duration,
+    pub(crate) tasks: Tasks,
     /// From the first permit on.
     pub(crate) keeper: OnceLock<Arc<Keeper>>,
     pub(crate) meters: Meters,
@@ -41,7 +43,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// The time in this process.
     pub(crate) fn now(&self) -> u64 {
-        self.clock.boot_micros()
+        self.backend.clock().boot_micros()
     }
 
     /// By when a call that begins now must be decided.
@@ -194,13 +196,18 @@ impl Part for Shared {
         self.fallback.check()
     }
 
-    /// Writes what was admitted and not told yet, and gives back what was reserved.
+    /// Writes what was admitted and not told yet, gives back what was reserved, releases what was let go, and ends what else is under
+    /// way.
     fn drain(&self, _: Duration) -> Drain {
         let limiter = self.me.upgrade();
         Box::pin(async move {
             if let Some(limiter) = limiter {
                 let told = limiter.behind.drain(&limiter).await;
                 let given = limiter.leases.drain(&limiter).await;
+                if let Some(keeper) = limiter.keeper.get() {
+                    keeper.released().await;
+                }
+                limiter.tasks.finished().await;
                 told.and(given)?;
             }
             Ok(())

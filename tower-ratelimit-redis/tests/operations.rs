@@ -496,6 +496,28 @@ mod cases {
         drop(all);
     }
 
+    pub(super) async fn a_permit_outlives_the_handles_of_its_limiter(fixture: &impl Fixture) {
+        let (its, limiter) = (limiter(fixture), limiter(fixture));
+        let policy = Policy::new("test").concurrency(10, Duration::from_millis(150));
+        let policy = policy.limit(1_000, WINDOW).build().unwrap();
+        let permit = acquire(&its, &policy, 4).await.unwrap();
+        drop(its);
+        if fixture.stored().await.is_some() {
+            for round in 1..=2 {
+                let before = fixture.stored().await;
+                fixture.set(START + round * 100_000).await;
+                let renewed = async || fixture.stored().await != before;
+                until(HANG, "a renewal", renewed).await.unwrap();
+            }
+        }
+        assert_eq!(left(&limiter, &policy).await[0], 6);
+        drop(permit);
+        let free = async || left(&limiter, &policy).await[0] == 10;
+        until(HANG, "the release of what was dropped", free)
+            .await
+            .unwrap();
+    }
+
     pub(super) async fn a_call_waits_until_it_is_admitted(fixture: &impl Fixture) {
         let limiter = limiter(fixture);
         let policy = Policy::new("test").limit(1, Duration::from_millis(20));
@@ -546,6 +568,7 @@ fixture::on_each_backend! {
     a_lease_ends_and_a_late_release_does_nothing
     a_clock_that_went_back_prolongs_no_lease
     a_renewal_prolongs_and_does_not_resurrect
+    a_permit_outlives_the_handles_of_its_limiter
     a_call_waits_until_it_is_admitted
 }
 

@@ -120,6 +120,20 @@ async fn a_place_is_held_until_the_body_has_ended() {
     assert!(held.frame().await.is_none());
 }
 
+/// Tasks are on the runtime that built the backend.
+#[test]
+fn a_place_becomes_free_whatever_becomes_of_the_runtime_that_took_it() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let (home, other) = (runtime(), runtime());
+    let places = home.block_on(async { Places::of(2) });
+    let acquire = || places.limiter.acquire(&places.policy, ANONYMOUS, 1);
+    let permit = other.block_on(acquire()).unwrap().permit().unwrap();
+    drop(other);
+    assert_eq!(home.block_on(places.free()), 1);
+    drop(permit);
+    home.block_on(places.until_free(2));
+}
+
 #[tokio::test]
 async fn who_finds_no_place_is_refused() {
     let places = Places::of(1);

@@ -6,6 +6,7 @@
 )]
 
 use std::{
+    convert::Infallible,
     future::Future,
     path::Path,
     pin::pin,
@@ -14,18 +15,26 @@ use std::{
     time::Duration,
 };
 
+use http::{Request, Response};
 use redis_conn::{Audit, Backend, Clock as _, Config, ManualClock, State, SystemClock};
 use testkit::{
     AfterDrop, Fault, FaultProxy, Fleet, Matching, RedisClock, RedisServer, process, until,
 };
 use tokio::task::JoinSet;
+use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_ratelimit_redis::{
-    Algorithm, Decision, Limiter, OnFailure, Policy, PolicyBuilder, PolicyError, Source, Spending,
+    Algorithm, Decision, Limiter, OnFailure, Policy, PolicyBuilder, PolicyError, RateLimitLayer,
+    Source, Spending,
 };
 
 /// Long enough that no key of a frozen clock expires by the server's own.
 const HOUR: Duration = Duration::from_secs(3_600);
 const START: u64 = 1_700_000_000_123_457;
+/// So that what is sent meanwhile waits.
+const SLOW: Fault = Fault::Delay {
+    base: Duration::from_millis(50),
+    jitter: Duration::ZERO,
+};
 /// Reaching it means that what is awaited will not happen.
 const HANG: Duration = Duration::from_secs(30);
 
@@ -151,6 +160,48 @@ async fn a_chunk_is_one_command_and_what_is_left_of_it_is_given_back_at_the_end(
     assert_eq!(other.left(&policy).await, [31, 931]);
     assert!(other.check(&policy, 31).await.is_allowed());
     assert!(!other.check(&policy, 1).await.is_allowed());
+}
+
+/// More than goes to the server at once.
+#[tokio::test]
+async fn what_is_let_go_is_released_before_the_end() {
+    let stand = Stand::start().await;
+    let proxy = FaultProxy::start(&stand.server).await;
+    let one = Process::start(&proxy.url(), &stand.time).await;
+    let other = stand.process().await;
+    let held = Policy::new("held")
+        .concurrency(1_000, HOUR)
+        .build()
+        .unwrap();
+    let mut permits = Vec::new();
+    for _ in 0..600 {
+        let acquired = one.limiter.acquire(&held, "a", 1).await.unwrap();
+        permits.push(acquired.permit().unwrap());
+    }
+    proxy.set(SLOW);
+    drop(permits);
+    one.close().await;
+    assert_eq!(other.left(&held).await, [1_000]);
+}
+
+#[tokio::test]
+async fn what_is_to_be_settled_is_settled_before_the_end() {
+    let stand = Stand::start().await;
+    let proxy = FaultProxy::start(&stand.server).await;
+    let one = Process::start(&proxy.url(), &stand.time).await;
+    let other = stand.process().await;
+    let spent = Policy::new("spent").limit(1_000, HOUR).build().unwrap();
+    let layer = RateLimitLayer::new(one.limiter.clone(), spent.clone()).settle(|_| Some(3));
+    let answer = async |_: Request<String>| Ok::<_, Infallible>(Response::new(String::new()));
+    let service = layer.layer(service_fn(answer));
+    proxy.set(SLOW);
+    let request = || service.clone().oneshot(Request::new(String::new()));
+    let requests: JoinSet<_> = (0..20).map(|_| request()).collect();
+    requests.join_all().await;
+    one.close().await;
+    // The subject of a request that nothing is known about.
+    let seen = other.limiter.peek(&spent, "\0anonymous").await.unwrap();
+    assert_eq!(seen.limits()[0].remaining, 1_000 - 20 * 3);
 }
 
 #[tokio::test]

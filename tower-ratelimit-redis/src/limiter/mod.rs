@@ -19,7 +19,7 @@ use crate::{
     counter::Charge,
     counters::Ask,
     metrics::Began,
-    permit::{Acquired, Keeper, Permit},
+    permit::{Acquired, Permit},
     shared::Shared,
     store::Asked,
     trace,
@@ -146,11 +146,6 @@ impl Limiter {
         })
         .await;
         checks.into_iter().filter_map(Check::outcome).collect()
-    }
-
-    pub(crate) fn keeper(&self) -> Arc<Keeper> {
-        let start = || Keeper::start(&self.0);
-        Arc::clone(self.0.keeper.get_or_init(start))
     }
 
     /// Decides by what is known here, by the store, or by the failure policy.

@@ -102,7 +102,7 @@ impl Behind {
             && let Some(has_turn) = turn.take()
         {
             let tell = tell(Arc::clone(limiter), name.clone(), has_turn);
-            turn = Some(detached(until, tell).await?);
+            turn = Some(detached(&limiter.tasks, until, tell).await?);
             if let Some(decision) = self.admit(limiter, &name, policy, asked) {
                 return Ok(decision);
             }
@@ -163,11 +163,11 @@ impl Behind {
             })
         });
         if self.rounds.at(due) {
-            let limiter = Arc::clone(limiter);
             let rounds = Arc::clone(&self.rounds);
             // It holds the limiter, which nobody else may until the store has heard of all.
-            let round = move || round(Arc::clone(&limiter));
-            tokio::spawn(rounds.run(round));
+            let held = Arc::clone(limiter);
+            let round = move || round(Arc::clone(&held));
+            limiter.tasks.follow(rounds.run(round));
         }
     }
 

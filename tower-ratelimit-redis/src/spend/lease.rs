@@ -100,7 +100,7 @@ impl Leases {
                 return Ok(decision);
             }
             let reserve = reserve(Arc::clone(limiter), name, policy.clone(), cost, chunk, turn);
-            if let Some(decision) = detached(until, reserve).await? {
+            if let Some(decision) = detached(&limiter.tasks, until, reserve).await? {
                 return Ok(decision);
             }
         }
@@ -154,12 +154,13 @@ impl Leases {
 
     fn come_by(&self, limiter: &Arc<Shared>, until: u64) {
         if self.rounds.at(until) {
-            let limiter = Arc::downgrade(limiter);
+            let rounds = Arc::clone(&self.rounds);
+            let weak = Arc::downgrade(limiter);
             let round = move || {
-                let limiter = limiter.upgrade();
+                let limiter = weak.upgrade();
                 async move { round(&limiter?).await }
             };
-            tokio::spawn(Arc::clone(&self.rounds).run(round));
+            limiter.tasks.follow(rounds.run(round));
         }
     }
 }

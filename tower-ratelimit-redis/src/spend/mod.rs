@@ -7,7 +7,7 @@ mod table;
 
 use std::{future::Future, sync::Arc};
 
-use redis_conn::{Error, ErrorKind, Subject};
+use redis_conn::{Error, ErrorKind, Subject, raw::Tasks};
 use tokio::{
     sync::{Mutex, OwnedMutexGuard},
     task::JoinSet,
@@ -48,14 +48,15 @@ async fn in_time<T>(until: Instant, what: impl Future<Output = T>) -> Result<T, 
 
 /// Does what must not end with the caller.
 async fn detached<T: Send + 'static>(
+    tasks: &Tasks,
     until: Instant,
     task: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
-    match in_time(until, tokio::spawn(task)).await? {
+    let ended = || Error::new(ErrorKind::Closed, "the runtime has ended");
+    let task = tasks.spawn(task).ok_or_else(ended)?;
+    match in_time(until, task).await? {
         Ok(outcome) => outcome,
-        Err(ended) => {
-            Err(Error::new(ErrorKind::Closed, "the runtime has ended").with_source(ended))
-        }
+        Err(cause) => Err(ended().with_source(cause)),
     }
 }
 

@@ -43,35 +43,42 @@ impl Rounds {
     }
 
     /// Comes by until a round tells no further time.
-    pub(super) async fn run<F>(self: Arc<Self>, round: impl Fn() -> F)
+    pub(super) fn run<F>(
+        self: Arc<Self>,
+        round: impl Fn() -> F + Send + 'static,
+    ) -> impl Future<Output = ()> + Send
     where
-        F: Future<Output = Option<u64>>,
+        F: Future<Output = Option<u64>> + Send,
     {
-        // A runtime that ends takes the task with it, and another may begin one.
-        let mut task = Task {
-            rounds: &self,
+        // A runtime that ends takes the task with it, also before its first step, and another may begin one.
+        let task = Task {
+            rounds: self,
             has_ended: false,
         };
-        let mut pause = PAUSE;
-        while let Some(next) = self.when() {
-            let wait = Duration::from_micros(next.saturating_sub(self.clock.boot_micros()));
-            tokio::select! {
-                () = tokio::time::sleep(wait.max(pause)) => {}
-                () = self.sooner.notified() => continue,
+        async move {
+            let mut task = task;
+            let rounds = &task.rounds;
+            let mut pause = PAUSE;
+            while let Some(next) = rounds.when() {
+                let wait = Duration::from_micros(next.saturating_sub(rounds.clock.boot_micros()));
+                tokio::select! {
+                    () = tokio::time::sleep(wait.max(pause)) => {}
+                    () = rounds.sooner.notified() => continue,
+                }
+                // What is said from here on may be too late for this round.
+                *rounds.next() = Some(u64::MAX);
+                let begun = Instant::now();
+                let further = round().await.unwrap_or(u64::MAX);
+                // Where there is very much to do, others have their turn too.
+                pause = begun.elapsed().max(PAUSE);
+                let mut next = rounds.next();
+                *next = next
+                    .map(|said| said.min(further))
+                    .filter(|at| *at < u64::MAX);
             }
-            // What is said from here on may be too late for this round.
-            *self.next() = Some(u64::MAX);
-            let begun = Instant::now();
-            let further = round().await.unwrap_or(u64::MAX);
-            // Where there is very much to do, others have their turn too.
-            pause = begun.elapsed().max(PAUSE);
-            let mut next = self.next();
-            *next = next
-                .map(|said| said.min(further))
-                .filter(|at| *at < u64::MAX);
+            // Since it said so, another may have begun.
+            task.has_ended = true;
         }
-        // Since it said so, another may have begun.
-        task.has_ended = true;
     }
 
     fn when(&self) -> Option<u64> {
@@ -83,12 +90,12 @@ impl Rounds {
     }
 }
 
-struct Task<'a> {
-    rounds: &'a Rounds,
+struct Task {
+    rounds: Arc<Rounds>,
     has_ended: bool,
 }
 
-impl Drop for Task<'_> {
+impl Drop for Task {
     fn drop(&mut self) {
         if !self.has_ended {
             *self.rounds.next() = None;
