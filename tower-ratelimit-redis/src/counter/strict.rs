@@ -55,9 +55,10 @@ fn index(t: u64, window: u64) -> u64 {
     t / window * PARTS + t % window * PARTS / window
 }
 
-/// The first microsecond of a bucket.
+/// The first microsecond of a bucket; the last one there is where what is stored is beyond all time.
 fn start(bucket: u64, window: u64) -> u64 {
-    bucket / PARTS * window + (bucket % PARTS * window).div_ceil(PARTS)
+    let windows = (bucket / PARTS).saturating_mul(window);
+    windows.saturating_add((bucket % PARTS * window).div_ceil(PARTS))
 }
 
 /// For how many microseconds at most a unit is counted, also one of the bucket ahead.
@@ -87,7 +88,7 @@ impl Ring {
     /// Forgets what is too old at `now`. Tells whether the clock went back.
     pub(crate) fn advance(&mut self, now: u64) -> bool {
         self.now = now;
-        let now = index(now, self.window);
+        let now = self.bucket_of(now);
         let back = now < self.head;
         let passed = now.saturating_sub(self.head).min(SLOTS as u64) as usize;
         if passed > 0 {
@@ -108,6 +109,16 @@ impl Ring {
         }
         self.head = now;
         back
+    }
+
+    /// Most often it is the bucket of last time, and to see that takes no division.
+    fn bucket_of(&self, now: u64) -> u64 {
+        let next = start(self.head.saturating_add(1), self.window);
+        if (start(self.head, self.window)..next).contains(&now) {
+            self.head
+        } else {
+            index(now, self.window)
+        }
     }
 
     pub(crate) fn used(&self, _: u64) -> u32 {

@@ -1,6 +1,6 @@
 //! How much of an address counts.
 
-use std::net::IpAddr;
+use std::{fmt::Write as _, net::IpAddr};
 
 use super::{Cidr, Key};
 
@@ -8,6 +8,9 @@ use super::{Cidr, Key};
 const IPV4: u8 = 32;
 /// What a subscriber gets.
 const IPV6: u8 = 64;
+
+/// What most keys have room in.
+const ROOM: usize = 24;
 
 /// How many bits of an address count: whoever shares them shares the key.
 #[derive(Clone, Copy, Debug)]
@@ -41,12 +44,32 @@ impl Prefixes {
             IpAddr::V4(_) => (self.ipv4, IPV4),
             IpAddr::V6(_) => (self.ipv6, IPV6),
         };
-        let network = Cidr::around(ip, bits);
-        Key::from(if bits == usual {
-            format!("ip:{}", network.first())
-        } else {
-            format!("ip:{network}")
-        })
+        let mut key = String::with_capacity(ROOM);
+        key.push_str("ip:");
+        push_address(&mut key, Cidr::around(ip, bits).first());
+        if bits != usual {
+            key.push('/');
+            key.push_str(itoa::Buffer::new().format(bits));
+        }
+        Key::from(key)
+    }
+}
+
+/// For each request: without the machinery of formats, which took a tenth of the layer's instructions.
+fn push_address(text: &mut String, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => {
+            for (at, octet) in ip.octets().into_iter().enumerate() {
+                if at > 0 {
+                    text.push('.');
+                }
+                text.push_str(itoa::Buffer::new().format(octet));
+            }
+        }
+        IpAddr::V6(ip) => {
+            // A String takes whatever is written.
+            let _ = write!(text, "{ip}");
+        }
     }
 }
 

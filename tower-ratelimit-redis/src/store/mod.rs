@@ -118,9 +118,10 @@ pub(crate) enum AnyStore {
 impl AnyStore {
     /// The one that decides at once, if it is that: nobody else can count there.
     pub(crate) fn in_process(&self) -> Option<&MemoryStore> {
-        match self {
-            Self::Memory(store) => Some(store),
-            _ => None,
+        if let Self::Memory(store) = self {
+            Some(store)
+        } else {
+            None
         }
     }
 
@@ -172,6 +173,8 @@ macro_rules! each_store {
     };
 }
 
+/// What is rare is boxed: it is large, and would make what holds it large too. The box of a decision is the
+/// [limiter's](crate::Limiter).
 impl Store for AnyStore {
     async fn decide(
         &self,
@@ -190,7 +193,7 @@ impl Store for AnyStore {
         cost: u32,
         deadline: Duration,
     ) -> Result<Decision, Error> {
-        each_store!(self, store => store.look(policy, subject, cost, deadline))
+        each_store!(self, store => Box::pin(store.look(policy, subject, cost, deadline)))
     }
 
     async fn refund(
@@ -201,7 +204,7 @@ impl Store for AnyStore {
         charged: Charged,
         deadline: Duration,
     ) -> Result<(), Error> {
-        each_store!(self, store => store.refund(policy, subject, units, charged, deadline))
+        each_store!(self, store => Box::pin(store.refund(policy, subject, units, charged, deadline)))
     }
 
     async fn block(
@@ -211,7 +214,7 @@ impl Store for AnyStore {
         time: Duration,
         deadline: Duration,
     ) -> Result<(), Error> {
-        each_store!(self, store => store.block(policy, subject, time, deadline))
+        each_store!(self, store => Box::pin(store.block(policy, subject, time, deadline)))
     }
 
     async fn permits(
@@ -222,7 +225,7 @@ impl Store for AnyStore {
         names: &[u64],
         deadline: Duration,
     ) -> Result<Vec<bool>, Error> {
-        each_store!(self, store => store.permits(policy, subject, what, names, deadline))
+        each_store!(self, store => Box::pin(store.permits(policy, subject, what, names, deadline)))
     }
 
     async fn reset(
@@ -231,7 +234,7 @@ impl Store for AnyStore {
         subject: &Subject,
         deadline: Duration,
     ) -> Result<(), Error> {
-        each_store!(self, store => store.reset(policy, subject, deadline))
+        each_store!(self, store => Box::pin(store.reset(policy, subject, deadline)))
     }
 }
 
