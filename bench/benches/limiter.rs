@@ -8,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use governor::{Quota, RateLimiter};
 use redis_conn::Backend;
 use testkit::RedisServer;
-use tower_ratelimit_redis::{Limiter, OnFailure, Policy, Source};
+use tower_ratelimit_redis::{Limiter, OnFailure, Policy, Source, Spending};
 
 /// Many subjects, and one that everybody asks for.
 const SUBJECTS: [(&str, u64); 2] = [("check", 10_000), ("check of one subject", 1)];
@@ -127,6 +127,43 @@ fn redis(criterion: &mut Criterion) {
     }
 }
 
+/// Units that this process reserved before: most decisions meet no server.
+fn leased(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let server = runtime.block_on(RedisServer::start());
+    let backend = runtime.block_on(backend(&[server.url()]));
+    let limiter = Limiter::new(&backend);
+
+    for (title, subjects) in [("leased check", 100), ("leased check of one subject", 1)] {
+        let mut group = criterion.benchmark_group(title);
+        group.throughput(Throughput::Elements(1));
+        for chunk in [50, 1_000] {
+            let policy = Policy::new("leased")
+                .limit(LIMIT, Duration::from_secs(60))
+                .spending(Spending::Lease(chunk))
+                .build()
+                .expect("a policy");
+            let name = format!("Limiter::check, chunks of {chunk}");
+            group.bench_function(BenchmarkId::new(name, 64), |bencher| {
+                bencher.to_async(&runtime).iter_custom(|total| {
+                    let (limiter, policy) = (limiter.clone(), policy.clone());
+                    closed_loop(64, total, move |n| {
+                        let (limiter, policy) = (limiter.clone(), policy.clone());
+                        async move {
+                            let decision = limiter
+                                .check(&policy, subject(n, subjects), 1)
+                                .await
+                                .expect("a decision");
+                            assert!(decision.is_allowed());
+                        }
+                    })
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
 fn in_process(criterion: &mut Criterion) {
     let runtime = runtime();
     let limiter = Limiter::new(&Backend::memory());
@@ -171,6 +208,6 @@ fn in_process(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3)).sample_size(20);
-    targets = redis, in_process
+    targets = redis, leased, in_process
 }
 criterion_main!(benches);

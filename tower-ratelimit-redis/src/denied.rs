@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 
 use crate::{Decision, Policy, Source, Spending, store::micros};
 
-const SHARDS: usize = 16;
+const SHARDS: usize = 64;
 /// Where resets are told.
 const CHANNEL: &str = "limits";
 /// For how many microseconds at most a refusal is remembered while this process hears of no resets.
@@ -38,7 +38,7 @@ pub(crate) struct Denied {
     tasks: Tasks,
     capacity: usize,
     hasher: RandomState,
-    shards: Box<[Mutex<HashMap<Name, Refusal>>]>,
+    shards: Box<[Shard]>,
     /// Whether anything was ever refused: most often not, and then a look is all that it costs.
     any: AtomicBool,
     /// Whether resets are heard of.
@@ -46,13 +46,19 @@ pub(crate) struct Denied {
     listen_at: AtomicU64,
     /// It would keep the backend alive.
     listener: Mutex<Option<AbortHandle>>,
+}
+
+#[derive(Default)]
+struct Shard {
+    refusals: Mutex<HashMap<Name, Refusal>>,
     /// How often something was forgotten.
     forgotten: AtomicU64,
 }
 
-/// When the store was asked, and what was forgotten by then.
+/// When the store was asked about whom, and what was forgotten by then.
 #[derive(Clone, Copy)]
 pub(crate) struct Moment {
+    name: Name,
     /// In microseconds since boot.
     at: u64,
     forgotten: u64,
@@ -69,6 +75,12 @@ struct Refusal {
     decision: Decision,
 }
 
+impl Shard {
+    fn refusals(&self) -> MutexGuard<'_, HashMap<Name, Refusal>> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Denied {
     /// Room for about so many refusals. Without room it remembers none, and still tells others what they are to forget.
     pub(crate) fn new(backend: &Backend, tasks: &Tasks, capacity: usize) -> Arc<Self> {
@@ -78,38 +90,33 @@ impl Denied {
             tasks: tasks.clone(),
             capacity: capacity.div_ceil(SHARDS),
             hasher: RandomState::new(),
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             any: AtomicBool::new(false),
             listening: AtomicBool::new(false),
             listen_at: AtomicU64::new(0),
             listener: Mutex::default(),
-            forgotten: AtomicU64::new(0),
         })
     }
 
     /// The time by which refusals last. Read before the store is asked, so that none lasts too long, and that none is remembered
     /// which somebody was told the end of before its answer came.
-    pub(crate) fn now(&self) -> Moment {
+    pub(crate) fn now(&self, policy: &Policy, subject: &Subject) -> Moment {
+        let name = name(policy, subject);
         Moment {
+            name,
             at: self.clock.boot_micros(),
-            forgotten: self.forgotten.load(Ordering::Acquire),
+            forgotten: self.shard(name).forgotten.load(Ordering::Acquire),
         }
     }
 
     /// The refusal of a call of this cost, if it is known.
-    pub(crate) fn find(
-        &self,
-        policy: &Policy,
-        subject: &Subject,
-        cost: u32,
-        Moment { at: now, .. }: Moment,
-    ) -> Option<Decision> {
+    pub(crate) fn find(&self, policy: &Policy, cost: u32, moment: Moment) -> Option<Decision> {
+        let Moment { name, at: now, .. } = moment;
         if !self.any.load(Ordering::Relaxed) {
             return None;
         }
-        let name = name(policy, subject);
-        let shard = self.shard(name);
-        let refusal = shard.get(&name)?;
+        let refusals = self.shard(name).refusals();
+        let refusal = refusals.get(&name)?;
         let holds = refusal.cost <= cost && now < refusal.until && refusal.policy == *policy;
         holds.then(|| {
             let passed = Duration::from_micros(now.saturating_sub(refusal.told));
@@ -121,15 +128,15 @@ impl Denied {
     pub(crate) fn remember(
         self: &Arc<Self>,
         policy: &Policy,
-        subject: &Subject,
         cost: u32,
-        asked: Moment,
+        moment: Moment,
         decision: &Decision,
     ) {
         let Moment {
+            name,
             at: asked,
             forgotten,
-        } = asked;
+        } = moment;
         let Some(wait) = decision.retry_after() else {
             return;
         };
@@ -152,19 +159,19 @@ impl Denied {
             (Spending::Lease(_), Some(part)) => wait.min(part),
             _ => wait,
         };
-        let name = name(policy, subject);
-        let mut shard = self.shard(name);
+        let shard = self.shard(name);
+        let mut refusals = shard.refusals();
         // With the shard locked: whoever counts later removes it again.
-        if self.forgotten.load(Ordering::Acquire) != forgotten {
+        if shard.forgotten.load(Ordering::Acquire) != forgotten {
             return;
         }
-        if shard.len() >= self.capacity && !shard.contains_key(&name) {
-            shard.retain(|_, refusal| refusal.until > asked);
+        if refusals.len() >= self.capacity && !refusals.contains_key(&name) {
+            refusals.retain(|_, refusal| refusal.until > asked);
             // Whoever is forgotten is asked for again; that costs a call and nothing else.
-            if shard.len() >= self.capacity
-                && let Some(other) = shard.keys().next().copied()
+            if refusals.len() >= self.capacity
+                && let Some(other) = refusals.keys().next().copied()
             {
-                shard.remove(&other);
+                refusals.remove(&other);
             }
         }
         let refusal = Refusal {
@@ -175,7 +182,7 @@ impl Denied {
             until: asked.saturating_add(wait),
             decision: decision.clone(),
         };
-        shard.insert(name, refusal);
+        refusals.insert(name, refusal);
         self.any.store(true, Ordering::Relaxed);
     }
 
@@ -185,8 +192,9 @@ impl Denied {
     }
 
     fn forget_name(&self, name: Name) {
-        self.forgotten.fetch_add(1, Ordering::AcqRel);
-        self.shard(name).remove(&name);
+        let shard = self.shard(name);
+        shard.forgotten.fetch_add(1, Ordering::AcqRel);
+        shard.refusals().remove(&name);
     }
 
     /// Forgets what is known of a subject, everywhere.
@@ -201,17 +209,14 @@ impl Denied {
     }
 
     fn forget_all(&self) {
-        self.forgotten.fetch_add(1, Ordering::AcqRel);
         for shard in &self.shards {
-            shard.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            shard.forgotten.fetch_add(1, Ordering::AcqRel);
+            shard.refusals().clear();
         }
     }
 
-    fn shard(&self, name: Name) -> MutexGuard<'_, HashMap<Name, Refusal>> {
-        let shard = self.hasher.hash_one(name) as usize % SHARDS;
-        self.shards[shard]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn shard(&self, name: Name) -> &Shard {
+        &self.shards[self.hasher.hash_one(name) as usize % SHARDS]
     }
 
     /// Begins to hear of resets, unless that was tried just now.
@@ -341,14 +346,28 @@ mod tests {
         Decision::look(policy, &counters, now, cost)
     }
 
-    fn at(at: u64) -> Moment {
-        Moment { at, forgotten: 0 }
-    }
-
     fn denied(capacity: usize) -> Arc<Denied> {
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(SECOND));
         let backend = Backend::builder().clock(clock).memory().unwrap();
         Denied::new(&backend, &backend.tasks(), capacity)
+    }
+
+    impl Denied {
+        fn remember_now(self: &Arc<Self>, policy: &Policy, subject: &Subject, cost: u32) {
+            let told = refusal(policy, cost);
+            self.remember(policy, cost, self.now(policy, subject), &told);
+        }
+
+        fn find_at(
+            &self,
+            at: u64,
+            policy: &Policy,
+            subject: &Subject,
+            cost: u32,
+        ) -> Option<Decision> {
+            let now = self.now(policy, subject);
+            self.find(policy, cost, Moment { at, ..now })
+        }
     }
 
     #[tokio::test]
@@ -357,8 +376,8 @@ mod tests {
         denied.listening.store(true, Ordering::Release);
         let told = refusal(&policy, 3);
         let wait = micros(told.retry_after().unwrap());
-        denied.remember(&policy, &subject, 3, denied.now(), &told);
-        let known = |cost, after| denied.find(&policy, &subject, cost, at(SECOND + after));
+        denied.remember_now(&policy, &subject, 3);
+        let known = |cost, after| denied.find_at(SECOND + after, &policy, &subject, cost);
         assert!(known(2, 0).is_none(), "it may fit");
         for cost in [3, 4] {
             let again = known(cost, wait - 1).unwrap();
@@ -367,7 +386,7 @@ mod tests {
             assert!(known(cost, wait).is_none());
         }
         let other = Subject::from("b");
-        assert!(denied.find(&policy, &other, 3, at(SECOND)).is_none());
+        assert!(denied.find_at(SECOND, &policy, &other, 3).is_none());
         denied.forget(&policy, &subject);
         assert!(known(3, 0).is_none());
     }
@@ -376,24 +395,23 @@ mod tests {
     async fn another_policy_of_the_name_asks_for_itself() {
         let (denied, subject) = (denied(100), Subject::from("a"));
         let (small, large) = (policy(5), policy(50));
-        denied.remember(&small, &subject, 1, denied.now(), &refusal(&small, 1));
-        assert!(denied.find(&policy(5), &subject, 1, at(SECOND)).is_some());
-        assert!(denied.find(&large, &subject, 1, at(SECOND)).is_none());
+        denied.remember_now(&small, &subject, 1);
+        assert!(denied.find_at(SECOND, &policy(5), &subject, 1).is_some());
+        assert!(denied.find_at(SECOND, &large, &subject, 1).is_none());
     }
 
     #[tokio::test]
     async fn the_room_is_bounded() {
         let (denied, policy) = (denied(64), policy(5));
-        let told = refusal(&policy, 1);
         for n in 0..10_000 {
             let subject = Subject::from(n.to_string());
-            denied.remember(&policy, &subject, 1, denied.now(), &told);
-            assert!(denied.find(&policy, &subject, 1, at(SECOND)).is_some());
+            denied.remember_now(&policy, &subject, 1);
+            assert!(denied.find_at(SECOND, &policy, &subject, 1).is_some());
         }
         let held: usize = denied
             .shards
             .iter()
-            .map(|shard| shard.lock().unwrap().len())
+            .map(|shard| shard.refusals().len())
             .sum();
         assert!(held <= 64, "{held}");
     }
@@ -403,10 +421,10 @@ mod tests {
         let (denied, subject) = (denied(100), Subject::from("a"));
         let policy = Policy::new("test").limit(1, Duration::from_secs(60));
         let policy = policy.build().unwrap();
-        denied.remember(&policy, &subject, 1, denied.now(), &refusal(&policy, 1));
+        denied.remember_now(&policy, &subject, 1);
         let known = |after| {
             denied
-                .find(&policy, &subject, 1, at(SECOND + after))
+                .find_at(SECOND + after, &policy, &subject, 1)
                 .is_some()
         };
         assert!(known(SECOND - 1) && !known(SECOND));
@@ -416,10 +434,9 @@ mod tests {
     async fn a_gap_and_a_message_make_it_ask_again() {
         let (denied, policy) = (denied(100), policy(1));
         let (a, b) = (Subject::from("a"), Subject::from("b"));
-        let known = |subject| denied.find(&policy, subject, 1, at(SECOND)).is_some();
-        let told = refusal(&policy, 1);
+        let known = |subject| denied.find_at(SECOND, &policy, subject, 1).is_some();
         for subject in [&a, &b] {
-            denied.remember(&policy, subject, 1, denied.now(), &told);
+            denied.remember_now(&policy, subject, 1);
         }
         denied.hear(&Event::Gap);
         assert!(!known(&a) && !known(&b));
@@ -433,10 +450,28 @@ mod tests {
             denied.hear(&Event::Gap)
         }];
         for end in ends {
-            let asked = denied.now();
+            let asked = denied.now(&policy, &subject);
             end();
-            denied.remember(&policy, &subject, 1, asked, &told);
-            assert!(denied.find(&policy, &subject, 1, denied.now()).is_none());
+            denied.remember(&policy, 1, asked, &told);
+            assert!(denied.find_at(SECOND, &policy, &subject, 1).is_none());
         }
+    }
+
+    #[tokio::test]
+    async fn what_others_are_told_keeps_few_refusals_from_being_remembered() {
+        let (denied, policy) = (denied(1_000), policy(1));
+        let subjects: Vec<_> = (0..100).map(|n| Subject::from(n.to_string())).collect();
+        let told = refusal(&policy, 1);
+        let asked: Vec<_> = subjects
+            .iter()
+            .map(|one| denied.now(&policy, one))
+            .collect();
+        denied.forget(&policy, &subjects[0]);
+        for moment in asked {
+            denied.remember(&policy, 1, moment, &told);
+        }
+        let known = |one: &&Subject| denied.find_at(SECOND, &policy, one, 1).is_some();
+        assert!(!known(&&subjects[0]));
+        assert!(subjects.iter().filter(known).count() > 50);
     }
 }

@@ -145,6 +145,10 @@
 //! away from a process that listens, it also makes the state of the backend an [`Error`](redis_conn::State::Error) until it is given
 //! again; decisions go on.
 //!
+//! What a limiter does in the background is done on the runtime that built the backend, whoever calls. A limiter keeps its backend
+//! open. [`Backend::close`](redis_conn::Backend::close) writes what was written behind, gives back what was reserved, releases the
+//! permits that were dropped, and settles what is to be settled. Permits that are held then end with their lease.
+//!
 //! # Privacy
 //!
 //! A subject leaves the process only as a hash (128 bits of BLAKE3) and appears in no log and no `Debug` output. Whoever can read

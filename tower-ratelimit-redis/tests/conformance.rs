@@ -438,6 +438,24 @@ mod cases {
         assert!(check(&limiter, &old, "a", max).await.is_allowed());
     }
 
+    pub(super) async fn a_permit_in_a_foreign_value_is_an_error(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let policy = Policy::new("test").concurrency(5, WINDOW).build().unwrap();
+        let acquired = limiter.acquire(&policy, "a", 1).await.unwrap();
+        let permit = acquired.permit().unwrap();
+        if fixture.stored().await.is_none() {
+            return;
+        }
+        fixture.spoil(b"garbage").await;
+        let before = fixture.stored().await;
+        let released = permit.release().await;
+        let Err(RateLimitError::Store(error)) = released else {
+            panic!("{released:?}");
+        };
+        assert_eq!(*error.kind(), ErrorKind::Corrupt);
+        assert_eq!(fixture.stored().await, before);
+    }
+
     pub(super) async fn a_foreign_value_is_left_alone(fixture: &impl Fixture) {
         let (limiter, policy) = (limiter(fixture), policy(5));
         check(&limiter, &policy, "a", 1).await;
@@ -622,6 +640,7 @@ fixture::on_each_backend! {
     a_clock_that_went_back_locks_out_no_other_policy
     a_bounded_number_of_other_windows_is_kept
     another_window_counts_no_more_than_it_can
+    a_permit_in_a_foreign_value_is_an_error
     a_foreign_value_is_left_alone
     the_layout_is_that_of_version_1
 }

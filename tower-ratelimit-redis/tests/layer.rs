@@ -64,11 +64,12 @@ mod contract {
             Ok::<_, Infallible>(Response::new(Body::from("ok")))
         });
         handle.set_readiness(Readiness::PendingTimes(1));
+        let layer = layer(1_000).key(Slow);
+        let service = layer.layer(probe);
+        // The backend has one that follows its state.
         let tasks = tokio::runtime::Handle::current()
             .metrics()
             .num_alive_tasks();
-        let layer = layer(1_000).key(Slow);
-        let service = layer.layer(probe);
         let polls = drop_at_every_await(
             || service.clone().oneshot(request()),
             |_| {

@@ -570,3 +570,27 @@ async fn nothing_is_left_of_a_limiter_that_refused() {
     drop((limiter, backend));
     soon(RECOVERY, proxy.wait_for(|stats| stats.live == 0)).await;
 }
+
+#[tokio::test]
+async fn three_windows_cost_one_command() {
+    let server = RedisServer::start().await;
+    let backend = connect(&server.url()).await;
+    let limiter = patient(&backend).build().unwrap();
+    let seconds = Duration::from_secs;
+    let policy = Policy::new("test").limit(3, seconds(60));
+    let policy = policy.limit(5, seconds(600)).limit(7, seconds(3_600));
+    let policy = policy.build().unwrap();
+    let first = limiter.check(&policy, "the first sends the script", 1);
+    first.await.unwrap();
+    server.reset_stats().await;
+    for allowed in [true, true, true, false] {
+        let decision = limiter.check(&policy, "a", 1).await.unwrap();
+        assert_eq!(decision.is_allowed(), allowed);
+        assert_eq!(decision.limits().len(), 3);
+    }
+    let calls = server.command_calls().await;
+    // The refusal is remembered only once it was told.
+    assert_eq!(calls["evalsha"].calls, 4);
+    let reads = (calls["get"].calls, calls["set"].calls);
+    assert_eq!(reads, (4, 3), "one value holds all three");
+}

@@ -3,14 +3,9 @@
 mod admin;
 mod settle;
 
-use std::{
-    future::poll_fn,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use redis_conn::{Backend, Error, Subject};
 use tokio::time::Instant;
 
@@ -128,24 +123,8 @@ impl Limiter {
         &self,
         calls: impl IntoIterator<Item = (&'a Policy, Subject, u64)> + Send,
     ) -> Vec<Result<Decision, RateLimitError>> {
-        let mut checks: Vec<_> = calls
-            .into_iter()
-            .map(|(policy, subject, cost)| Box::pin(self.check(policy, subject, cost)))
-            .map(Check::Asked)
-            .collect();
-        poll_fn(|cx| {
-            let mut ready = true;
-            for check in &mut checks {
-                ready &= check.poll(cx).is_ready();
-            }
-            if ready {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
-        })
-        .await;
-        checks.into_iter().filter_map(Check::outcome).collect()
+        let check = |(policy, subject, cost)| self.check(policy, subject, cost);
+        join_all(calls.into_iter().map(check)).await
     }
 
     /// Decides by what is known here, by the store, or by the failure policy.
@@ -196,12 +175,12 @@ impl Limiter {
         let Some(denied) = inner.denied.as_ref().filter(|_| whole) else {
             return self.spend_first(policy, subject, asked).await;
         };
-        let (now, cost) = (denied.now(), asked.charge.units);
-        if let Some(refusal) = denied.find(policy, subject, cost, now) {
+        let (now, cost) = (denied.now(policy, subject), asked.charge.units);
+        if let Some(refusal) = denied.find(policy, cost, now) {
             return Ok(refusal);
         }
         let decision = self.spend_first(policy, subject, asked).await?;
-        denied.remember(policy, subject, cost, now, &decision);
+        denied.remember(policy, cost, now, &decision);
         Ok(decision)
     }
 
@@ -219,11 +198,13 @@ impl Limiter {
             Spending::Lease(chunk) if cost > 0 && asked.ask == Ask::All => {
                 let chunk = u32::try_from(chunk).unwrap_or(u32::MAX);
                 let leases = &inner.leases;
-                leases.decide(inner, policy, subject, cost, chunk).await
+                let decide = leases.decide(inner, policy, subject, cost, chunk);
+                // Boxed like the whole, which most policies have no part of this in.
+                Box::pin(decide).await
             }
             Spending::WriteBehind(interval) if cost > 0 => {
                 let behind = &inner.behind;
-                behind.decide(inner, policy, subject, asked, interval).await
+                Box::pin(behind.decide(inner, policy, subject, asked, interval)).await
             }
             _ => inner.ask(policy, subject, asked, inner.until()).await,
         }
@@ -310,28 +291,6 @@ impl Limiter {
         async move {
             let units = policy.admissible(units)?;
             Permit::acquire(self, policy, subject, units).await
-        }
-    }
-}
-
-/// One of many checks.
-enum Check<F> {
-    Asked(Pin<Box<F>>),
-    Decided(Result<Decision, RateLimitError>),
-}
-
-impl<F: Future<Output = Result<Decision, RateLimitError>>> Check<F> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Self::Asked(check) = self {
-            *self = Self::Decided(ready!(check.as_mut().poll(cx)));
-        }
-        Poll::Ready(())
-    }
-
-    fn outcome(self) -> Option<Result<Decision, RateLimitError>> {
-        match self {
-            Self::Asked(_) => None,
-            Self::Decided(outcome) => Some(outcome),
         }
     }
 }

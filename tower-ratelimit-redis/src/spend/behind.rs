@@ -41,7 +41,6 @@ pub(crate) struct Behind {
     closed: AtomicBool,
 }
 
-#[derive(Debug)]
 struct Count {
     policy: Policy,
     interval: u64,
@@ -53,11 +52,14 @@ struct Count {
     since: u32,
     /// When the store is told of it, in microseconds since boot.
     due: u64,
+    /// When nothing of it counts any more, whether the store was told or not.
+    expires: u64,
 }
 
 impl Known for Count {
     fn is_over(&self, now: u64) -> bool {
-        self.since == 0 && self.due <= now
+        let is_told = self.since == 0 && self.due <= now;
+        is_told || self.expires <= now
     }
 
     fn due(&self) -> u64 {
@@ -136,6 +138,7 @@ impl Behind {
                 return None;
             }
             count.since = since;
+            count.expires = expires(policy, now);
             Some(count.told.admit_here(cost, Source::Behind))
         })??;
         limiter.fallback.charge(policy, &name.1, asked.charge);
@@ -150,7 +153,8 @@ impl Behind {
         told: &Decision,
         interval: u64,
     ) {
-        let due = limiter.now().saturating_add(interval);
+        let now = limiter.now();
+        let due = now.saturating_add(interval);
         self.counts.put(name, |known| {
             Some(Count {
                 policy: policy.clone(),
@@ -160,6 +164,7 @@ impl Behind {
                 // Others may have been admitted while this was asked.
                 since: known.map_or(0, |count| count.since),
                 due,
+                expires: expires(policy, now).max(due),
             })
         });
         if self.rounds.at(due) {
@@ -278,6 +283,11 @@ impl Count {
     }
 }
 
+/// When nothing counts any more that is charged now.
+fn expires(policy: &Policy, now: u64) -> u64 {
+    now.saturating_add(policy.keep().saturating_mul(1_000))
+}
+
 /// How many units all limits have room for.
 fn room(told: &Decision) -> u32 {
     let left = told.limits().iter().map(|limit| limit.remaining).min();
@@ -286,4 +296,26 @@ fn room(told: &Decision) -> u32 {
         return 0;
     }
     u32::try_from(left).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_store_was_never_told_is_forgotten_when_it_counts_no_more() {
+        let policy = Policy::new("test").limit(1, Duration::from_secs(1));
+        let policy = policy.build().unwrap();
+        let count = |since| Count {
+            expires: expires(&policy, 0),
+            told: Decision::open(),
+            policy: policy.clone(),
+            interval: 100,
+            room: 1,
+            since,
+            due: 100,
+        };
+        assert!(!count(0).is_over(99) && count(0).is_over(100));
+        assert!(!count(1).is_over(1_000_000) && count(1).is_over(1_100_000));
+    }
 }

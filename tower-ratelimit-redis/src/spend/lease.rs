@@ -39,7 +39,6 @@ pub(crate) struct Leases {
     closed: AtomicBool,
 }
 
-#[derive(Debug)]
 struct Chunk {
     policy: Policy,
     left: u32,

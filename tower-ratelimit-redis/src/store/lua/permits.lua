@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  the value of a subject
 -- ARGV     1 to renew, 0 to release; the span of the lease in microseconds; the names of the permits (8 bytes each)
--- Answer   of each permit 1 if it was held until now, else 0
+-- Answer   of each permit 1 if it was held until now, else 0; or 0 in place of a list where the layout is unknown
 local renew, lease, names = ARGV[1] == '1', tonumber(ARGV[2]), ARGV[3]
 local answer, wanted = {}, {}
 for n = 1, #names / 8 do
@@ -26,6 +26,9 @@ end
 
 local value = redis.pcall('GET', KEYS[1])
 local places = value and walk(value)
+if value and not places then
+  return 0
+end
 if places then
   local written = sub(value, 1, 22 + 13 * #places)
   for _, counter in ipairs(places) do

@@ -5,7 +5,7 @@
 //! entry of a script call, decided in the order in which they came; so are many subjects, where one server has them all.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -55,7 +55,8 @@ impl Waiting {
 #[derive(Debug, Default)]
 struct Queue {
     flights: usize,
-    waiting: Vec<Waiting>,
+    /// In the order of their numbers.
+    waiting: VecDeque<Waiting>,
     /// How many have waited so far.
     count: u64,
 }
@@ -65,7 +66,7 @@ impl Queue {
         self.count += 1;
         let (answer, answered) = oneshot::channel();
         let number = self.count;
-        self.waiting.push(Waiting {
+        self.waiting.push_back(Waiting {
             number,
             request,
             answer,
@@ -113,16 +114,16 @@ impl Gate {
         queue.flights == 0 && queue.waiting.is_empty()
     }
 
-    /// Somebody waits no longer. Whoever has no place in the queue any more was sent, and may have been charged.
+    /// Somebody waits no longer. Whoever has no place in the queue any more was sent, and may have been charged. A place is left as it
+    /// is: when its turn comes, it is seen that nobody waits there.
     fn give_up(&self, number: u64) -> Error {
-        let mut waiting = self.queue();
-        let waiting = &mut waiting.waiting;
-        match waiting.iter().position(|other| other.number == number) {
-            Some(place) => {
-                waiting.remove(place);
-                late()
-            }
-            None => Error::new(
+        let queue = self.queue();
+        let place = queue
+            .waiting
+            .binary_search_by_key(&number, |other| other.number);
+        match place {
+            Ok(_) => late(),
+            Err(_) => Error::new(
                 ErrorKind::Ambiguous,
                 "sent with other calls, and not answered in time",
             ),
@@ -254,22 +255,27 @@ impl Runner {
     fn take(&mut self) -> Option<Vec<Waiting>> {
         let mut queue = self.gate.queue();
         let now = Instant::now();
-        queue.waiting.retain(|waiting| !waiting.has_given_up());
-        for late_one in queue
-            .waiting
-            .extract_if(.., |waiting| waiting.request.until <= now)
+        let mut batch = Vec::new();
+        while batch.len() < MANY
+            && let Some(next) = queue.waiting.pop_front()
         {
-            late_one.answer(Err(late()));
+            if next.has_given_up() {
+                continue;
+            }
+            if next.request.until <= now {
+                next.answer(Err(late()));
+            } else {
+                batch.push(next);
+            }
         }
-        if queue.waiting.is_empty() {
-            queue.flights -= 1;
-            self.ended = true;
-            drop(queue);
-            self.gates.leave(&self.key, &self.gate);
-            return None;
+        if !batch.is_empty() {
+            return Some(batch);
         }
-        let many = queue.waiting.len().min(MANY);
-        Some(queue.waiting.drain(..many).collect())
+        queue.flights -= 1;
+        self.ended = true;
+        drop(queue);
+        self.gates.leave(&self.key, &self.gate);
+        None
     }
 }
 

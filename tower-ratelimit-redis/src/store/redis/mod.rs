@@ -155,7 +155,8 @@ impl Store for RedisStore {
             .int(u64::from(what == Permits::Renew))
             .int(super::micros(lease))
             .arg(names);
-        let held = call.run(deadline).await?.list()?;
+        let held = call.run(deadline).await?;
+        let held = held.list().map_err(|_| corrupt())?;
         held.iter().map(|held| Ok(held.int()? == 1)).collect()
     }
 
