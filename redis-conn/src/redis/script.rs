@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     fmt,
+    pin::pin,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -132,15 +133,16 @@ impl ScriptCall<'_> {
         let deadline = crate::deadline::after(deadline);
         let call = self.added.iter().fold(self.call, Call::arg);
         // Both are one call to whoever measures.
-        let calling = async {
+        let calling = pin!(async {
             match self.redis.answer(&call, deadline).await {
                 Err(error) if is_unknown(&error) => {
                     let call = call.with_text(&self.text);
-                    self.redis.answer(&call, deadline).await
+                    // In a box, so that a call of a known script does not carry the room for it.
+                    Box::pin(self.redis.answer(&call, deadline)).await
                 }
                 answered => answered,
             }
-        };
+        });
         let telemetry = &self.redis.inner.context.telemetry;
         telemetry.observe(&call, calling).await
     }

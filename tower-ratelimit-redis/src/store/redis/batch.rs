@@ -189,7 +189,8 @@ pub(super) async fn decide(
                 gate,
                 key: Arc::clone(&request.key),
             };
-            let decided = server.decide(&request).await;
+            // In a box, so that those who wait do not carry the room for it.
+            let decided = Box::pin(server.decide(&request)).await;
             drop(flight);
             decided
         }
@@ -244,6 +245,8 @@ impl Runner {
         let mut batch = first;
         loop {
             server.decide_all(batch).await;
+            // Those who were answered may ask again at once, and would come too late for the next call.
+            tokio::task::yield_now().await;
             match self.take() {
                 Some(next) => batch = next,
                 None => break,

@@ -70,7 +70,8 @@ impl Store for RedisStore {
             Some(gates) if !policy.has_leases() && asked.charge.units > 0 => {
                 batch::decide(&self.server, gates, request).await
             }
-            _ => self.server.decide(&request).await,
+            // In a box, so that those who wait do not carry the room for it.
+            _ => Box::pin(self.server.decide(&request)).await,
         }
     }
 
