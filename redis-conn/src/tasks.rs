@@ -1,24 +1,36 @@
 //! Background tasks of what lives on a backend.
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Tasks on the runtime that built the backend, whoever begins them: they outlive the runtime of a caller.
 ///
-/// A memory backend can be built where there is no runtime. Its tasks are on the runtime of whoever begins them.
+/// A memory backend can be built where there is no runtime, and can outlive the one that built it. Then its tasks are on the runtime
+/// of whoever begins them.
 #[derive(Clone, Debug)]
 pub struct Tasks {
-    runtime: Option<Handle>,
+    home: Option<Home>,
     under_way: TaskTracker,
     closed: CancellationToken,
 }
 
+/// A runtime, and a task that ends with it: it cannot be asked whether it has ended.
+#[derive(Clone, Debug)]
+struct Home {
+    runtime: Handle,
+    alive: Arc<JoinHandle<()>>,
+}
+
 impl Tasks {
     pub(crate) fn new(closed: CancellationToken) -> Self {
+        let home = Handle::try_current().ok().map(|runtime| Home {
+            alive: Arc::new(runtime.spawn(closed.clone().cancelled_owned())),
+            runtime,
+        });
         Self {
-            runtime: Handle::try_current().ok(),
+            home,
             under_way: TaskTracker::new(),
             closed,
         }
@@ -32,7 +44,8 @@ impl Tasks {
         }
     }
 
-    /// Begins what is to be finished before the backend closes: see [`finished`](Self::finished). Nothing is begun if there is no runtime.
+    /// Begins what is to be finished before the backend closes: see [`finished`](Self::finished). Nothing is begun if it has closed,
+    /// or if there is no runtime.
     pub fn spawn<T>(&self, task: impl Future<Output = T> + Send + 'static) -> Option<JoinHandle<T>>
     where
         T: Send + 'static,
@@ -40,7 +53,8 @@ impl Tasks {
         Some(self.under_way.spawn_on(task, &self.runtime()?))
     }
 
-    /// Begins what goes on until the backend closes. Nothing is begun if there is no runtime.
+    /// Begins what goes on until the backend closes. Nothing is begun if it has closed,
+    /// or if there is no runtime.
     pub fn follow(
         &self,
         task: impl Future<Output = ()> + Send + 'static,
@@ -59,7 +73,13 @@ impl Tasks {
     }
 
     fn runtime(&self) -> Option<Handle> {
-        self.runtime.clone().or_else(|| Handle::try_current().ok())
+        if self.closed.is_cancelled() {
+            return None;
+        }
+        match &self.home {
+            Some(home) if !home.alive.is_finished() => Some(home.runtime.clone()),
+            _ => Handle::try_current().ok(),
+        }
     }
 }
 
@@ -91,6 +111,19 @@ mod tests {
         go.send(()).unwrap();
         assert!(home.block_on(spawned.unwrap()).unwrap());
         home.block_on(tasks.finished());
+    }
+
+    #[test]
+    fn a_runtime_that_has_ended_is_followed_by_that_of_the_caller() {
+        let home = runtime();
+        let (tasks, closed) = tasks(&home);
+        drop(home);
+        assert!(tasks.spawn(async {}).is_none(), "there is none");
+        let caller = runtime();
+        let spawned = caller.block_on(async { tasks.spawn(async { 7 }) });
+        assert_eq!(caller.block_on(spawned.unwrap()).unwrap(), 7);
+        closed.cancel();
+        assert!(caller.block_on(async { tasks.spawn(async {}) }).is_none());
     }
 
     #[test]

@@ -1,9 +1,6 @@
 //! The options of the handle.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use redis_conn::{Backend, Error, ErrorKind, Part};
 
@@ -12,6 +9,7 @@ use crate::{
     away::Away,
     denied::Denied,
     fallback::Fallback,
+    keeper::Keeper,
     metrics::Meters,
     shared::Shared,
     spend::{Behind, Leases},
@@ -134,7 +132,7 @@ impl LimiterBuilder {
             behind: Behind::new(self.backend.clock(), self.capacity),
             timeout: self.timeout,
             tasks,
-            keeper: OnceLock::new(),
+            keeper: Keeper::new(),
             meters: Meters::new(self.backend.kind()),
         });
         let part: Arc<dyn Part> = Arc::clone(&inner) as _;

@@ -224,6 +224,7 @@ mod fallback;
 mod future;
 mod grpc;
 mod headers;
+mod held;
 mod keeper;
 pub mod key;
 mod layer;

@@ -9,7 +9,7 @@ use crate::{
     Decision, Limiter, Policy, RateLimitError, Source,
     counter::Charge,
     counters::Ask,
-    keeper::{Held, Place},
+    held::{Held, Place},
     store::{Asked, Permits},
 };
 
@@ -46,7 +46,8 @@ impl Acquired {
 /// Units of a concurrency limit that are held. Dropping it releases them.
 ///
 /// While it lives, its lease is renewed every third of its length. One whose lease has ended all the same, because the store
-/// was away for so long, [is lost](Self::is_lost): its units may be held by others.
+/// was away for so long, [is lost](Self::is_lost): its units may be held by others. So is one that the
+/// [fallback](crate::OnFailure::Local) granted, after its first lease: the store knows nothing of it.
 #[must_use = "the units are released when the permit is dropped"]
 pub struct Permit {
     held: Held,
@@ -65,7 +66,7 @@ impl Permit {
             subject,
         };
         // Before anything is sent: what is given up on the way is released all the same.
-        let held = Held::new(&limiter.0, place);
+        let mut held = Held::new(&limiter.0, place)?;
         let charge = Charge {
             permit: held.name(),
             ..Charge::of(units)
@@ -74,7 +75,11 @@ impl Permit {
         let asked_at = Instant::now();
         let decision = limiter.decide(policy, held.subject(), asked).await?;
         if decision.is_allowed() {
-            held.keep(asked_at);
+            if units > 0 {
+                held.keep(asked_at);
+            } else {
+                held.forget();
+            }
             return Ok(Acquired::Held(Self { held, decision }));
         }
         if decision.source() == Source::Store {
@@ -90,7 +95,7 @@ impl Permit {
         &self.decision
     }
 
-    /// Whether its lease has ended although it was to be renewed, as far as this process knows.
+    /// Whether its lease has ended although it was to be renewed: the store has said so, or has not said otherwise for that long.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.held.is_lost()
@@ -105,7 +110,7 @@ impl Permit {
     /// # Cancel safety
     ///
     /// A dropped call is a permit that was dropped.
-    pub async fn release(self) -> Result<bool, RateLimitError> {
+    pub async fn release(mut self) -> Result<bool, RateLimitError> {
         let held = self.held.ask(Permits::Release).await?;
         self.held.forget();
         Ok(held)

@@ -1,7 +1,7 @@
 //! What all handles of one limiter share: the store, and what this process knows besides.
 
 use std::{
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -34,8 +34,7 @@ pub(crate) struct Shared {
     pub(crate) behind: Behind,
     pub(crate) timeout: Duration,
     pub(crate) tasks: Tasks,
-    /// From the first permit on.
-    pub(crate) keeper: OnceLock<Arc<Keeper>>,
+    pub(crate) keeper: Keeper,
     pub(crate) meters: Meters,
 }
 
@@ -204,9 +203,7 @@ impl Part for Shared {
             if let Some(limiter) = limiter {
                 let told = limiter.behind.drain(&limiter).await;
                 let given = limiter.leases.drain(&limiter).await;
-                if let Some(keeper) = limiter.keeper.get() {
-                    keeper.released().await;
-                }
+                limiter.keeper.released().await;
                 limiter.tasks.finished().await;
                 told.and(given)?;
             }

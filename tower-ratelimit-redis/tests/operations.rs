@@ -7,11 +7,19 @@
 
 mod fixture;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
 
 use fixture::{Fixture, START, limiter};
 use redis_conn::{Audit, Backend, ManualClock, Subject};
 use testkit::{Fleet, Servers, Topology, process, until};
+use tokio::task::JoinSet;
 use tower_ratelimit_redis::{
     Acquired, Algorithm, Decision, Limiter, OnFailure, Permit, Policy, PolicyBuilder,
     RateLimitError, Revise, Source, Unit, WindowStart,
@@ -158,6 +166,60 @@ mod cases {
                 assert_eq!(left(&limiter, &policy).await, [4], "{algorithm:?}");
             }
         }
+    }
+
+    /// More policies of one name than are kept of others.
+    pub(super) async fn a_refund_keeps_the_count_of_its_own_policy(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let many = (1..=8).fold(Policy::new("test"), |policy, n| {
+            policy.limit(100, n * WINDOW)
+        });
+        let many = many.build().unwrap();
+        let other = |n| Policy::new("test").limit(5, n * WINDOW).build().unwrap();
+        let (first, second) = (other(20), other(21));
+        let charged = check(&limiter, &first, 5).await;
+        check(&limiter, &second, 5).await;
+        check(&limiter, &many, 1).await;
+        limiter.refund(&first, "a", &charged, 1).await.unwrap();
+        assert_eq!(left(&limiter, &first).await, [0]);
+        assert_eq!(left(&limiter, &second).await, [0]);
+    }
+
+    pub(super) async fn what_many_tasks_charge_and_give_back_adds_up(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let policy = Policy::new("test").limit(100, WINDOW);
+        let policy = policy.limit_by(Algorithm::SlidingLog, 150, 2 * WINDOW);
+        let policy = policy.build().unwrap();
+        let mut tasks = JoinSet::new();
+        for task in 0..16_u64 {
+            let (limiter, policy) = (limiter.clone(), policy.clone());
+            tasks.spawn(async move {
+                let mut kept = 0;
+                for step in 0..30_u64 {
+                    let cost = (task + step) % 7;
+                    let decision = match step % 2 {
+                        0 => limiter.check(&policy, "a", cost).await.unwrap(),
+                        _ => limiter.check_at_most(&policy, "a", cost).await.unwrap(),
+                    };
+                    let granted = decision.granted();
+                    let back = (task * step) % (granted + 1);
+                    let settled = match step % 2 {
+                        0 => limiter.refund(&policy, "a", &decision, back).await,
+                        _ => {
+                            limiter
+                                .settle(&policy, "a", &decision, granted - back)
+                                .await
+                        }
+                    };
+                    settled.unwrap();
+                    kept += granted - back;
+                }
+                kept
+            });
+        }
+        let kept: u64 = tasks.join_all().await.into_iter().sum();
+        assert!(kept > 0);
+        assert_eq!(left(&limiter, &policy).await, [100 - kept, 150 - kept]);
     }
 
     pub(super) async fn a_refusal_has_nothing_to_refund(fixture: &impl Fixture) {
@@ -481,7 +543,9 @@ mod cases {
                 until(HANG, "a renewal", renewed).await.unwrap();
             }
             assert_eq!(left(&limiter, &policy).await[0], 6);
-            assert!(!permit.is_lost());
+            // On a slow machine a renewal may come late, and says then that it is held.
+            let held = async || !permit.is_lost();
+            until(HANG, "a permit that is held", held).await.unwrap();
         }
 
         fixture.set(START + HOUR / 2).await;
@@ -494,6 +558,50 @@ mod cases {
         assert!(!permit.release().await.unwrap());
         assert_eq!(left(&limiter, &policy).await[0], 0);
         drop(all);
+    }
+
+    /// Acquired, given up, dropped and released in turns.
+    pub(super) async fn permits_of_many_tasks_are_never_too_many_and_none_is_left(
+        fixture: &impl Fixture,
+    ) {
+        let limiter = limiter(fixture);
+        let policy = held().build().unwrap();
+        let held = Arc::new(AtomicU64::new(0));
+        let mut tasks = JoinSet::new();
+        for task in 0..16_u64 {
+            let (limiter, policy, held) = (limiter.clone(), policy.clone(), Arc::clone(&held));
+            tasks.spawn(async move {
+                for step in 0..30 {
+                    let units = 1 + (task + step) % 3;
+                    let acquire = limiter.acquire(&policy, "a", units);
+                    let permit = if (task + step) % 4 == 0 {
+                        // Given up at its first await point, if it has any.
+                        let mut acquire = std::pin::pin!(acquire);
+                        let first =
+                            std::future::poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx)));
+                        match first.await {
+                            Poll::Ready(acquired) => acquired.unwrap().permit(),
+                            Poll::Pending => None,
+                        }
+                    } else {
+                        acquire.await.unwrap().permit()
+                    };
+                    let Some(permit) = permit else {
+                        tokio::task::yield_now().await;
+                        continue;
+                    };
+                    assert!(held.fetch_add(units, Ordering::SeqCst) + units <= 10);
+                    tokio::task::yield_now().await;
+                    held.fetch_sub(units, Ordering::SeqCst);
+                    if step % 2 == 0 {
+                        assert!(permit.release().await.unwrap(), "released before");
+                    }
+                }
+            });
+        }
+        tasks.join_all().await;
+        let free = async || left(&limiter, &policy).await == [10];
+        until(HANG, "all places", free).await.unwrap();
     }
 
     pub(super) async fn a_permit_outlives_the_handles_of_its_limiter(fixture: &impl Fixture) {
@@ -552,6 +660,8 @@ fixture::on_each_backend! {
     as_many_units_as_there_is_room_for
     many_calls_at_once_are_decided_each_by_itself
     a_refund_gives_back_what_counts_still
+    a_refund_keeps_the_count_of_its_own_policy
+    what_many_tasks_charge_and_give_back_adds_up
     a_refusal_has_nothing_to_refund
     a_cost_is_settled_both_ways
     a_block_refuses_every_call
@@ -568,6 +678,7 @@ fixture::on_each_backend! {
     a_lease_ends_and_a_late_release_does_nothing
     a_clock_that_went_back_prolongs_no_lease
     a_renewal_prolongs_and_does_not_resurrect
+    permits_of_many_tasks_are_never_too_many_and_none_is_left
     a_permit_outlives_the_handles_of_its_limiter
     a_call_waits_until_it_is_admitted
 }

@@ -134,6 +134,38 @@ fn a_place_becomes_free_whatever_becomes_of_the_runtime_that_took_it() {
     home.block_on(places.until_free(2));
 }
 
+/// A backend that was built where there is no runtime, and one whose runtime has ended.
+#[test]
+fn a_place_becomes_free_on_whatever_runtime_there_is() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let home = runtime();
+    let homeless = home.block_on(async { Places::of(1) });
+    drop(home);
+    for places in [Places::of(1), homeless] {
+        for _ in 0..2 {
+            // The one before has ended, and its tasks with it.
+            let present = runtime();
+            present.block_on(async {
+                let acquired = places.limiter.acquire(&places.policy, ANONYMOUS, 1);
+                let permit = acquired.await.unwrap().permit().unwrap();
+                assert!(!permit.is_lost());
+                drop(permit);
+                places.until_free(1).await;
+            });
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_permit_of_nothing_is_held_for_ever() {
+    let places = Places::of(1);
+    let nothing = places.limiter.acquire(&places.policy, ANONYMOUS, 0);
+    let nothing = nothing.await.unwrap().permit().unwrap();
+    assert_eq!(places.free().await, 1);
+    assert!(!nothing.is_lost());
+    assert!(!nothing.release().await.unwrap());
+}
+
 #[tokio::test]
 async fn who_finds_no_place_is_refused() {
     let places = Places::of(1);

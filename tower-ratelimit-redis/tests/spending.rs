@@ -162,6 +162,23 @@ async fn a_chunk_is_one_command_and_what_is_left_of_it_is_given_back_at_the_end(
     assert!(!other.check(&policy, 1).await.is_allowed());
 }
 
+/// Clients may choose them, and memory is bounded.
+#[tokio::test]
+async fn of_a_long_subject_nothing_is_spent_here() {
+    let stand = Stand::start().await;
+    let one = stand.process().await;
+    for policy in [leased(100, 50), behind(100, HOUR)] {
+        for (length, known) in [(256, true), (257, false)] {
+            let subject = "a".repeat(length);
+            for _ in 0..2 {
+                one.limiter.check(&policy, &*subject, 1).await.unwrap();
+            }
+            let third = one.limiter.check(&policy, &*subject, 1).await.unwrap();
+            assert_eq!(third.source() != Source::Store, known, "{length} bytes");
+        }
+    }
+}
+
 /// More than goes to the server at once.
 #[tokio::test]
 async fn what_is_let_go_is_released_before_the_end() {

@@ -68,7 +68,7 @@ impl Fixed {
         if self.count <= most {
             return Some(0);
         }
-        Some((self.start + self.span).saturating_sub(now))
+        Some(self.start.saturating_add(self.span).saturating_sub(now))
     }
 
     pub(crate) fn scale(&mut self, scale: impl Fn(u32) -> u32, now: u64) {

@@ -61,7 +61,7 @@ impl Gcra {
     /// Lets go of a debt that nobody would remember until it is paid.
     pub(crate) fn bound(&mut self, burst: u32, now: u64) {
         let most = lifetime(self.interval, burst).min(MAX_DEBT);
-        self.full = self.full.min(now + most);
+        self.full = self.full.min(now.saturating_add(most));
     }
 
     pub(crate) fn refund(&mut self, units: u32, now: u64) {
@@ -76,7 +76,7 @@ impl Gcra {
 
     pub(crate) fn scale(&mut self, scale: impl Fn(u32) -> u32, now: u64) {
         let used = scale(self.used(now));
-        self.full = now + self.interval.saturating_mul(used.into());
+        self.full = now.saturating_add(self.interval.saturating_mul(used.into()));
     }
 }
 

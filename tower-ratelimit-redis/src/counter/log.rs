@@ -86,7 +86,7 @@ impl Log {
             }
             excess = excess.saturating_sub(entry.units);
             if excess == 0 {
-                return Some((entry.at + self.span).saturating_sub(now));
+                return Some(entry.at.saturating_add(self.span).saturating_sub(now));
             }
         }
         Some(0)

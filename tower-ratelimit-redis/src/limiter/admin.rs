@@ -30,7 +30,9 @@ impl Limiter {
     ) -> impl Future<Output = Result<(), RateLimitError>> + Send {
         let subject = subject.into();
         async move {
-            let time = time.min(MAX_BLOCK);
+            // Less than the smallest part of time that is counted is a block all the same.
+            let least = Duration::from_micros(u64::from(!time.is_zero()));
+            let time = time.clamp(least, MAX_BLOCK);
             let inner = &*self.0;
             let outcome = inner.block(policy, &subject, time).await;
             let object = format_args!("{} {}", policy.name(), digest(&subject));

@@ -5,7 +5,7 @@ mod settle;
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 use redis_conn::{Backend, Error, Subject};
 use tokio::time::Instant;
 
@@ -123,8 +123,11 @@ impl Limiter {
         &self,
         calls: impl IntoIterator<Item = (&'a Policy, Subject, u64)> + Send,
     ) -> Vec<Result<Decision, RateLimitError>> {
+        /// So many are asked for at the same time: the time of a call begins when it is.
+        const AT_ONCE: usize = 512;
         let check = |(policy, subject, cost)| self.check(policy, subject, cost);
-        join_all(calls.into_iter().map(check)).await
+        let checks = calls.into_iter().map(check);
+        stream::iter(checks).buffered(AT_ONCE).collect().await
     }
 
     /// Decides by what is known here, by the store, or by the failure policy.
@@ -191,10 +194,15 @@ impl Limiter {
         subject: &Subject,
         asked: Asked,
     ) -> Result<Decision, Error> {
+        /// Who has a longer name is not remembered here: clients may choose theirs, and memory is bounded.
+        const LONGEST: usize = 256;
         let inner = &self.0;
         let cost = asked.charge.units;
         match policy.spending() {
-            // There is nothing that this process could know better.
+            _ if subject.as_bytes().len() > LONGEST => {
+                inner.ask(policy, subject, asked, inner.until()).await
+            }
+            // A look is for the store: there is nothing that this process could know better.
             Spending::Lease(chunk) if cost > 0 && asked.ask == Ask::All => {
                 let chunk = u32::try_from(chunk).unwrap_or(u32::MAX);
                 let leases = &inner.leases;
@@ -276,11 +284,11 @@ impl Limiter {
     ///
     /// # Errors
     ///
-    /// As [`check`](Self::check).
+    /// As [`check`](Self::check); [`Closed`](redis_conn::ErrorKind::Closed) also where there is no runtime to renew it on.
     ///
     /// # Cancel safety
     ///
-    /// What a dropped call acquired is held until its lease ends.
+    /// What a dropped call acquired is released, as if its permit had been dropped.
     pub fn acquire(
         &self,
         policy: &Policy,

@@ -46,7 +46,7 @@ pub enum Revise {
     Proportional,
 }
 
-/// Who counts first: the store, or this process.
+/// Who counts first: the store, or this process. Subjects of more than 256 bytes are counted [exactly](Self::Exact) in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Spending {

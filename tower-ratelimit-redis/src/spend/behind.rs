@@ -202,7 +202,7 @@ impl Behind {
 
     /// Forgets what is known of a subject, and what was admitted since.
     pub(crate) fn forget(&self, policy: &Policy, subject: &Subject) {
-        self.counts.put(&name(policy, subject), |_| None);
+        self.counts.forget(&name(policy, subject));
     }
 
     /// Admits nothing more by what is known of a subject.

@@ -142,7 +142,7 @@ impl Leases {
 
     /// Forgets a chunk whose units count no more, or are not to be spent.
     pub(crate) fn forget(&self, policy: &Policy, subject: &Subject) {
-        self.chunks.put(&name(policy, subject), |_| None);
+        self.chunks.forget(&name(policy, subject));
     }
 
     /// Gives back all that is left, and reserves nothing more.
@@ -176,7 +176,7 @@ async fn reserve(
     let leases = &limiter.leases;
     // What is left of the last one fits no call, or came too late. If the store does not answer to that, it will not to the next.
     let _ = leases.give_back(&limiter, &name).await;
-    let asked_at = limiter.now();
+    let (asked_at, forgotten) = (limiter.now(), leases.chunks.forgotten(&name));
     let charge = Charge {
         ahead: true,
         ..Charge::of(chunk.max(cost))
@@ -205,8 +205,13 @@ async fn reserve(
         charged,
         decision,
     };
-    leases.chunks.put(&name, |_| Some(chunk));
-    leases.come_by(&limiter, until);
+    let left = chunk.left;
+    if leases.chunks.learn(&name, forgotten, chunk) {
+        leases.come_by(&limiter, until);
+    } else {
+        // It was reserved before a reset or a block, and is not to be spent after that.
+        let _ = limiter.take_back(&policy, &name.1, left, charged).await;
+    }
     if fits {
         let charge = Charge::of(cost);
         limiter.fallback.charge(&policy, &name.1, charge);

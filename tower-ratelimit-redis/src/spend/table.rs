@@ -30,6 +30,8 @@ struct Slot<T> {
     /// One at a time asks the store.
     turn: Arc<AsyncMutex<()>>,
     known: Option<T>,
+    /// How often it was forgotten.
+    forgotten: u64,
 }
 
 /// What is known of a subject.
@@ -64,6 +66,31 @@ impl<T: Known> Table<T> {
         self.slot(name, |slot| slot.known = change(slot.known.take()));
     }
 
+    /// Forgets what is known of a subject, and what somebody who has its turn is about to know.
+    pub(super) fn forget(&self, name: &Name) {
+        self.slot(name, |slot| {
+            slot.known = None;
+            slot.forgotten += 1;
+        });
+    }
+
+    /// How often a subject was forgotten.
+    pub(super) fn forgotten(&self, name: &Name) -> u64 {
+        self.slot(name, |slot| slot.forgotten).unwrap_or_default()
+    }
+
+    /// Knows this of a subject, unless it was forgotten since then. Tells whether it does.
+    pub(super) fn learn(&self, name: &Name, forgotten: u64, known: T) -> bool {
+        let learn = |slot: &mut Slot<T>| {
+            let is_so = slot.forgotten == forgotten;
+            if is_so {
+                slot.known = Some(known);
+            }
+            is_so
+        };
+        self.slot(name, learn).unwrap_or_default()
+    }
+
     fn slot<R>(&self, name: &Name, act: impl FnOnce(&mut Slot<T>) -> R) -> Option<R> {
         self.shard(name).slots.get_mut(name).map(act)
     }
@@ -83,6 +110,7 @@ impl<T: Known> Table<T> {
         let slot = Slot {
             turn: Arc::default(),
             known: None,
+            forgotten: 0,
         };
         let turn = Arc::clone(&slot.turn);
         shard.slots.insert(name.clone(), slot);
@@ -192,6 +220,19 @@ mod tests {
         );
         assert!(table.turn(&newcomer, 2 * SWEEP_PAUSE).is_some());
         assert!(table.with(&first, |_| ()).is_none());
+    }
+
+    #[test]
+    fn what_was_asked_before_a_subject_was_forgotten_is_not_known() {
+        let table = Table::<u64>::new(1_000);
+        let name = name(0);
+        let _turn = table.turn(&name, 0).unwrap();
+        let asked = table.forgotten(&name);
+        assert!(table.learn(&name, asked, 10));
+        table.forget(&name);
+        assert!(table.with(&name, |_| ()).is_none());
+        assert!(!table.learn(&name, asked, 20));
+        assert!(table.with(&name, |_| ()).is_none());
     }
 
     #[test]

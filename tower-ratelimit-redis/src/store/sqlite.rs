@@ -77,7 +77,6 @@ impl SqliteStore {
             let mut counters = load(tx, &key, &policy, now)?;
             let (outcome, changed) = change(&mut counters, &policy, now);
             if changed {
-                counters.bound(&policy);
                 save(tx, &key, &counters, counters.expires(now))?;
             }
             Ok(outcome)
@@ -100,6 +99,8 @@ impl Store for SqliteStore {
         }
         let decide = move |counters: &mut Counters, policy: &Policy, now| {
             let aged = counters.advance(policy, now);
+            // What is too much to be stored stands behind the policy's own counters now.
+            counters.bound(policy);
             let granted = counters.decide(policy, ask, charge, now);
             let decision = Decision::new(policy, counters, now, asked.least(), granted);
             (decision, aged || granted > 0)
