@@ -7,7 +7,8 @@
 //! own ones until nothing is counted in it any more.
 //!
 //! The head is the version of the layout (1 byte), the number of counters (1), the revision of the policy (4), for how many
-//! milliseconds the value is kept after a charge (8), and until when the subject is blocked, in microseconds (8); all little endian. The
+//! milliseconds the value is kept after a charge, and as long as the last block at least (8), and until when the subject is blocked, in
+//! microseconds (8); all little endian. The
 //! heads of all counters follow, then their states: so whoever is told what stands before the states knows the value by that.
 
 use std::time::Duration;
@@ -70,10 +71,18 @@ impl Counters {
 
     /// Ages them to `now`. Tells whether the clock went back, so that this must be stored whatever else happens.
     pub(crate) fn age(&mut self, now: Now) -> bool {
-        let mut back = false;
+        let mut back = self.age_block(now);
         for counter in &mut self.list {
             back |= counter.advance(now);
         }
+        back
+    }
+
+    /// No block is longer than its value is kept: else the clock has gone back since.
+    fn age_block(&mut self, now: Now) -> bool {
+        let longest = now.at.saturating_add(self.keep.saturating_mul(1_000));
+        let back = self.blocked > longest;
+        self.blocked = self.blocked.min(longest);
         back
     }
 
@@ -93,10 +102,16 @@ impl Counters {
             self.list = self.fitted(limits, now);
         }
         // What was charged under another maximum may count for longer than under this one.
-        self.keep = match own || self.list.len() > limits.len() {
+        let ended = self.blocked > 0 && self.blocked <= now.at;
+        // By it a block tells how long it was meant to be.
+        let other = self.list.len() > limits.len() || (self.blocked > 0 && !ended);
+        self.keep = match other || (own && !ended) {
             true => policy.keep().max(self.keep),
             false => policy.keep(),
         };
+        if ended {
+            self.blocked = 0;
+        }
         changed
     }
 
@@ -197,10 +212,12 @@ impl Counters {
 
     /// Refuses every call for so long; no time lifts that.
     pub(crate) fn block(&mut self, time: Duration, now: Now) {
-        self.blocked = match u64::try_from(time.as_micros()).unwrap_or(u64::MAX) {
+        let time = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.blocked = match time {
             0 => 0,
             time => now.at.saturating_add(time),
         };
+        self.keep = self.keep.max(time.div_ceil(1_000));
     }
 
     /// For how long every call is refused.

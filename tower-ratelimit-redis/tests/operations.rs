@@ -321,6 +321,25 @@ mod cases {
         assert!(fixture.lasts(long).await, "after the clock went back");
     }
 
+    pub(super) async fn a_clock_that_went_back_prolongs_no_block(fixture: &impl Fixture) {
+        let limiter = limiter(fixture);
+        let policy = ten(Algorithm::StrictWindow);
+        fixture.set(START + 100 * HOUR).await;
+        check(&limiter, &policy, 1).await;
+        let audit = audit();
+        let block = limiter.block(&policy, "a", 2 * WINDOW, &audit);
+        block.await.unwrap();
+        for passed in [0, HOUR, 2 * HOUR - 1] {
+            fixture.set(START + passed).await;
+            let refused = check(&limiter, &policy, 1).await;
+            assert!(refused.is_blocked());
+            let left = Duration::from_micros(2 * HOUR - passed);
+            assert_eq!(refused.retry_after(), Some(left));
+        }
+        fixture.set(START + 2 * HOUR).await;
+        assert!(check(&limiter, &policy, 10).await.is_allowed());
+    }
+
     pub(super) async fn a_block_does_not_prolong_what_is_counted(fixture: &impl Fixture) {
         let limiter = limiter(fixture);
         let policy = ten(Algorithm::StrictWindow);
@@ -331,7 +350,9 @@ mod cases {
         limiter.block(&policy, "a", day, &audit()).await.unwrap();
         limiter.settle(&policy, "a", &decision, 2).await.unwrap();
         assert!(fixture.lasts(24 * HOUR).await);
-        assert_eq!(fixture.stored().await.map(keep), before);
+        fixture.set(START + 24 * HOUR).await;
+        check(&limiter, &policy, 1).await;
+        assert_eq!(fixture.stored().await.map(keep), before, "as it was");
     }
 
     pub(super) async fn a_quota_of_ones_own(fixture: &impl Fixture) {
@@ -666,6 +687,7 @@ fixture::on_each_backend! {
     a_cost_is_settled_both_ways
     a_block_refuses_every_call
     a_block_outlasts_what_else_is_done
+    a_clock_that_went_back_prolongs_no_block
     a_block_does_not_prolong_what_is_counted
     a_quota_of_ones_own
     a_higher_revision_applies_its_change_once
@@ -696,7 +718,9 @@ async fn a_permit_in_memory_is_renewed_while_it_lives() {
         tokio::time::sleep(step).await;
         assert_eq!(left(&limiter, &policy).await, [6]);
     }
-    assert!(!permit.is_lost());
+    // On a slow machine a renewal may come late, and says then that it is held.
+    let held = async || !permit.is_lost();
+    until(HANG, "a permit that is held", held).await.unwrap();
     assert!(permit.release().await.unwrap());
 }
 

@@ -14,6 +14,9 @@ impl Limiter {
     /// Refuses every call of `subject` under `policy` for `time`, whatever is left of its limits; no time lifts that. It overrules the
     /// policy, therefore it is audited.
     ///
+    /// If the clock of the store goes back meanwhile, it ends no later than after that time again, or after the longest window of the
+    /// policy where that is longer.
+    ///
     /// # Errors
     ///
     /// [`RateLimitError::Store`] if the store did not answer, whatever the failure policy. Calling it again does no harm.

@@ -9,7 +9,9 @@ if not walk(value) then
   return 0
 end
 local blocked = time > 0 and now + time or 0
--- As long as after a charge: whatever is counted besides lasts no longer than that.
-local lasts = math.max(unpack('<I8', value, 7), math.ceil(time / 1000) + 1)
-redis.call('SET', KEYS[1], sub(value, 1, 14) .. pack('<I8', blocked) .. sub(value, 23), 'PX', lasts)
+-- As long as after a charge: whatever is counted besides lasts no longer than that. And as long as the block, which tells how long that
+-- was meant to be.
+local kept_for = math.max(unpack('<I8', value, 7), math.ceil(time / 1000))
+local head = sub(value, 1, 6) .. pack('<I8I8', kept_for, blocked)
+redis.call('SET', KEYS[1], head .. sub(value, 23), 'PX', kept_for + 1)
 return 1

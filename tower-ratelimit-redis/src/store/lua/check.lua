@@ -25,7 +25,7 @@ local answer = { now, 0, '' }
 for k = 1, #KEYS do
   local value, costs = redis.pcall('GET', KEYS[k]) or '', ARGV[k + 2]
   local places, heads, uses, foreign, verdict
-  local found, kept_for, blocked = 0, 0, 0
+  local found, kept_for, blocked, moved = 0, 0, 0, false
 
   -- Most often a value is just as this policy writes it.
   local own = value == ''
@@ -49,6 +49,12 @@ for k = 1, #KEYS do
       value = ''
     elseif #value >= 22 then
       version, count, found, kept_for, blocked = unpack('<BBI4I8I8', value)
+      -- No block is longer than its value is kept: else the clock has gone back since.
+      if blocked > now + kept_for * 1000 then
+        blocked, moved = now + kept_for * 1000, true
+      elseif blocked <= now then
+        blocked = 0
+      end
     end
     local at = 23 + 13 * count
     if version ~= 1 or count > 16 or at > #value + 1 then
@@ -104,7 +110,7 @@ for k = 1, #KEYS do
     -- With all that is wanted; where that does not fit, once more with what there is room for.
     repeat
       local at = value ~= '' and #policy + 1 or nil
-      room, back, written, again = blocked > now and 0 or 4294967295, false, own and policy or '', false
+      room, back, written, again = blocked > 0 and 0 or 4294967295, moved, own and policy or '', false
       for l = 1, limits do
         local kind, most, span = first, greatest, period
         if l > 1 then
@@ -184,6 +190,9 @@ for k = 1, #KEYS do
         end
         if sum > 0 and revision > found then
           found = revision
+        end
+        if blocked > 0 then
+          lasts = math.max(lasts, kept_for)
         end
         written = pack('<BBI4I8I8', 1, stored, found, lasts, blocked) .. before .. written
         lasts = math.max(lasts, math.ceil((blocked - now) / 1000) + 1)
