@@ -202,9 +202,10 @@ impl Decision {
         self
     }
 
-    /// The same refusal, told again after so long, by which it does not change.
-    pub(crate) fn again_after(&self, passed: Duration) -> Self {
+    /// The same refusal, told again after so long to a call that costs no less.
+    pub(crate) fn again_after(&self, passed: Duration, cost: u32) -> Self {
         let mut again = self.clone();
+        again.units = cost;
         again.source = Source::Cached;
         again.retry_after = again.retry_after.map(|wait| wait.saturating_sub(passed));
         let age = |limit: &LimitState| LimitState {

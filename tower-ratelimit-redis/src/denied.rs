@@ -120,7 +120,7 @@ impl Denied {
         let holds = refusal.cost <= cost && now < refusal.until && refusal.policy == *policy;
         holds.then(|| {
             let passed = Duration::from_micros(now.saturating_sub(refusal.told));
-            refusal.decision.again_after(passed)
+            refusal.decision.again_after(passed, cost)
         })
     }
 
@@ -389,6 +389,25 @@ mod tests {
         assert!(denied.find_at(SECOND, &policy, &other, 3).is_none());
         denied.forget(&policy, &subject);
         assert!(known(3, 0).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_greater_cost_may_be_too_much_for_more_limits() {
+        let (denied, subject) = (denied(100), Subject::from("a"));
+        let seconds = Duration::from_secs;
+        let policy = Policy::new("test")
+            .limit(3, seconds(1))
+            .limit(7, seconds(2));
+        let policy = policy.build().unwrap();
+        let now = Now { at: 0, wall: 0 };
+        let mut counters = Counters::new(&policy, now);
+        counters.charge(&policy, Charge::of(2), now);
+        let told = Decision::look(&policy, &counters, now, 3);
+        denied.remember(&policy, 3, denied.now(&policy, &subject), &told);
+        for (cost, violated) in [(3, 1), (6, 2)] {
+            let again = denied.find_at(SECOND, &policy, &subject, cost).unwrap();
+            assert_eq!(again.violated().count(), violated);
+        }
     }
 
     #[tokio::test]

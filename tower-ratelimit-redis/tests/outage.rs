@@ -347,3 +347,50 @@ async fn a_shard_that_is_away_makes_no_calls_of_the_others_local() {
         until(NEVER, "the shard", back).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_permit_is_released_while_another_shard_does_not_answer() {
+    let cluster = RedisCluster::builder().proxied().start().await;
+    let addrs = cluster.addrs().into_iter();
+    let endpoint = |addr: std::net::SocketAddr| Endpoint::tcp(addr.ip().to_string(), addr.port());
+    let config = Config::cluster(addrs.map(endpoint))
+        .username(testkit::USER)
+        .password(testkit::PASSWORD);
+    let backend = Backend::redis(config.build().unwrap()).unwrap();
+    backend.ready(NEVER).await.unwrap();
+    let limiter = Limiter::builder(&backend)
+        .timeout(2 * NEVER)
+        .on_failure(OnFailure::Closed)
+        .build()
+        .unwrap();
+    let policy = Policy::new("held").concurrency(1, HOUR).build().unwrap();
+
+    let (mut there, mut elsewhere) = (None, None);
+    for n in 0.. {
+        let (subject, before) = (n.to_string(), cluster.node(0).keys().await.len());
+        let acquired = limiter.acquire(&policy, &*subject, 1).await.unwrap();
+        let permit = acquired.permit().unwrap();
+        if cluster.node(0).keys().await.len() > before {
+            there = Some(permit);
+        } else {
+            elsewhere = Some((subject, permit));
+        }
+        if there.is_some() && elsewhere.is_some() {
+            break;
+        }
+    }
+    cluster.proxy(0).set(Fault::Blackhole);
+    drop(there);
+    // On one thread: what was said first is done first.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let (subject, permit) = elsewhere.unwrap();
+    drop(permit);
+    let is_free = async || {
+        let seen = limiter.peek(&policy, &*subject).await.unwrap();
+        seen.limits()[0].remaining == 1
+    };
+    // The other one is given up after some 17 s.
+    until(4 * HANG, "the release", is_free).await.unwrap();
+}

@@ -332,3 +332,52 @@ mod stored {
         Some(u16::from_le_bytes(*number))
     }
 }
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use super::*;
+
+    /// A state of this kind that is full of such bytes.
+    fn any(kind: Kind, fill: u8) -> Vec<u8> {
+        match kind {
+            Kind::Strict => vec![fill; 156],
+            Kind::Sliding | Kind::Gcra => vec![fill; 16],
+            // Sums of which none is that of the entry before.
+            Kind::Log => [&[2, 0][..], &[fill; 12], &[fill ^ 1; 4], &[fill; 12]].concat(),
+            Kind::FixedAligned | Kind::FixedFirst => vec![fill; 12],
+            Kind::Leases => [&[2, 0][..], &[fill; 40]].concat(),
+        }
+    }
+
+    #[test]
+    fn any_state_that_can_be_read_can_be_aged_charged_and_given_back() {
+        for kind in Kind::ALL {
+            for (fill, span) in [(0x00, 1_000), (0x01, 32_007), (0xAB, 1), (0xFF, 60_000_000)] {
+                let mut head = [0; Counter::HEAD];
+                head[0] = kind as u8;
+                head[1..5].copy_from_slice(&9_u32.to_le_bytes());
+                head[5..].copy_from_slice(&u64::to_le_bytes(span));
+                let state = any(kind, fill);
+                let counter = Counter::decode(head, &mut state.as_slice()).unwrap();
+                for at in [0, 5_000_000, 1 << 53] {
+                    let now = Now { at, wall: at };
+                    let mut counter = counter.clone();
+                    // Also before it is aged: whoever only looks must not fall either.
+                    counter.until(0, now);
+                    counter.advance(now);
+                    for most in [0, 3, u32::MAX] {
+                        counter.until(most, now);
+                    }
+                    counter.charge(Charge::of(5), now);
+                    counter.refund(2, Charged::at(now), now);
+                    counter.scale(3, 2, now);
+                    counter.encode_state(&mut Vec::new());
+                    assert!(
+                        counter.until(u32::MAX, now) == Some(Duration::ZERO)
+                            || kind == Kind::Leases
+                    );
+                }
+            }
+        }
+    }
+}
