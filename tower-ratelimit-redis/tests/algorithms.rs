@@ -323,7 +323,7 @@ mod cases {
     }
 }
 
-fixture::on_each_backend! {
+backends::on_each_backend! {
     the_layouts_are_those_of_version_1
     a_value_of_version_1_is_read
     the_layout_of_permits_is_that_of_version_1

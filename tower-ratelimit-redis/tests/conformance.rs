@@ -619,7 +619,7 @@ async fn a_cluster_has_its_subjects_on_every_primary() {
     assert!(spread.iter().all(|keys| *keys > 10), "{spread:?}");
 }
 
-fixture::on_each_backend! {
+backends::on_each_backend! {
     a_subject_is_admitted_up_to_its_limit
     subjects_and_policies_are_apart
     handles_of_one_backend_share_their_counts

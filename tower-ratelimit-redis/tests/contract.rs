@@ -250,7 +250,7 @@ mod cases {
     }
 }
 
-fixture::on_each_backend! {
+backends::on_each_backend! {
     the_instance_that_was_ready_is_called
     readiness_is_that_of_the_service_behind
     a_refused_request_never_reaches_a_buffer

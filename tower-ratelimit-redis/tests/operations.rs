@@ -677,7 +677,7 @@ mod cases {
     }
 }
 
-fixture::on_each_backend! {
+backends::on_each_backend! {
     as_many_units_as_there_is_room_for
     many_calls_at_once_are_decided_each_by_itself
     a_refund_gives_back_what_counts_still
