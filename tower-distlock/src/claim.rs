@@ -1,0 +1,374 @@
+//! One acquisition: from before the store is asked until the lock is let go of. Whatever happens in between, dropping it leaves
+//! nothing behind.
+
+use std::{sync::Arc, time::Duration};
+
+use redis_conn::{Error, ErrorKind};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+
+use crate::{
+    LockError, LockOptions,
+    lease::{Lease, Moment},
+    line::{Waiter, Word},
+    name::Name,
+    options::Wait,
+    owner::random,
+    shared::{PAUSE, Shared},
+    store::{Acquired, Busy, CLAIM, Grant, Outcome, Store},
+    terms::{Mode, Seats, Terms},
+    watchdog::{Watched, third},
+};
+
+/// Who waits asks the store this often, in case that no word came: a lease that ends tells nobody.
+const FALLBACK: Duration = Duration::from_secs(1);
+
+pub(crate) struct Claim {
+    shared: Arc<Shared>,
+    name: Name,
+    terms: Terms,
+    state: State,
+}
+
+enum State {
+    /// The store knows nothing of it.
+    Nothing,
+    /// It may be granted, or stand in line. Whether an answer is still to come.
+    Asked {
+        unanswered: bool,
+    },
+    Held(Lease, u64),
+}
+
+impl Claim {
+    /// Acquires a lock.
+    pub(crate) async fn acquire(
+        shared: &Arc<Shared>,
+        name: Name,
+        (mode, seats): (Mode, Seats),
+        options: &LockOptions,
+    ) -> Result<Self, LockError> {
+        options.check()?;
+        if shared.is_closed() {
+            return Err(Error::new(
+                ErrorKind::Closed,
+                "the locks were closed with their backend",
+            )
+            .into());
+        }
+        let mut claim = Self {
+            shared: Arc::clone(shared),
+            terms: shared.terms(options, mode, seats),
+            name,
+            state: State::Nothing,
+        };
+        let begun = Instant::now();
+        let alone = mode == Mode::Alone && !options.fair;
+        let last = if alone && shared.lines.has_waiters(&claim.name) && options.wait != Wait::Once {
+            // Whoever of this process came before has its turn first.
+            String::new()
+        } else {
+            match claim.ask(None, options).await {
+                Ok(None) => return Ok(claim),
+                Ok(Some(Busy {
+                    remaining,
+                    instance: owner,
+                    ..
+                })) => {
+                    if options.wait == Wait::Once {
+                        return Err(LockError::NotAcquired { owner, remaining });
+                    }
+                    owner
+                }
+                Err(error) if error.is_outage() && options.wait != Wait::Once => String::new(),
+                Err(error) => return Err(error),
+            }
+        };
+        let until = match options.wait {
+            Wait::For(wait) => begun.checked_add(wait),
+            Wait::Once | Wait::Forever => None,
+        };
+        let waiting = Waiting {
+            claim: &mut claim,
+            options,
+            begun,
+            until,
+            owner: last,
+            failed: None,
+        };
+        waiting.run(alone).await?;
+        Ok(claim)
+    }
+
+    /// Asks the store once. `None` if it is granted.
+    async fn ask(
+        &mut self,
+        wake: Option<&str>,
+        options: &LockOptions,
+    ) -> Result<Option<Busy>, LockError> {
+        let shared = Arc::clone(&self.shared);
+        let sent = shared.now();
+        self.state = State::Asked { unanswered: true };
+        let acquired = shared
+            .store
+            .acquire(&self.name, &self.terms, wake, shared.timeout)
+            .await?;
+        self.state = match (&acquired, wake) {
+            (Acquired::Busy(_), None) => State::Nothing,
+            _ => State::Asked { unanswered: false },
+        };
+        match acquired {
+            Acquired::Granted(grant) => {
+                self.granted(grant, sent, sent.end_of(self.terms.ttl), options)?;
+                Ok(None)
+            }
+            Acquired::Busy(busy) => Ok(Some(busy)),
+            // Nobody else has this owner, and it is not let go of before this is dropped.
+            Acquired::Abandoned => {
+                let text = "the store takes this acquisition for abandoned";
+                Err(Error::new(ErrorKind::Corrupt, text).into())
+            }
+        }
+    }
+
+    /// It is held until then at least.
+    fn granted(
+        &mut self,
+        grant: Grant,
+        since: Moment,
+        until: Moment,
+        options: &LockOptions,
+    ) -> Result<(), LockError> {
+        let lease = Lease::new(until, self.shared.backend.clock());
+        if lease.why_lost().is_some() {
+            return Err(LockError::TtlTooShort {
+                ttl: self.terms.ttl,
+                took: since.at.elapsed(),
+            });
+        }
+        // A grant that was sent lasts for a moment only, and is confirmed by a renewal.
+        let is_claim = until != since.end_of(self.terms.ttl);
+        let renewal = if is_claim {
+            Instant::now()
+        } else {
+            Instant::now() + third(self.terms.ttl)
+        };
+        let watched = Watched {
+            name: self.name.clone(),
+            terms: self.terms.clone(),
+            lease: lease.clone(),
+            fence: grant.fence,
+            since: since.at,
+            renews: options.renew,
+            renew_at: (options.renew || is_claim).then_some(renewal),
+            most: options
+                .longest()
+                .and_then(|most| since.at.checked_add(most)),
+            warn_at: since.at.checked_add(options.warn_after),
+        };
+        self.shared.lines.hold(&self.name);
+        self.shared.hear_of_force();
+        self.shared.watchdog.watch(&self.shared, watched);
+        self.state = State::Held(lease, grant.fence);
+        Ok(())
+    }
+
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// The lease and the fence.
+    pub(crate) fn held(&self) -> Option<(&Lease, u64)> {
+        match &self.state {
+            State::Held(lease, fence) => Some((lease, *fence)),
+            State::Nothing | State::Asked { .. } => None,
+        }
+    }
+
+    /// Prolongs it now.
+    pub(crate) async fn extend(&self, ttl: Duration) -> Result<Outcome, Error> {
+        let (shared, sent) = (&self.shared, self.shared.now());
+        let terms = Terms {
+            ttl,
+            ..self.terms.clone()
+        };
+        let lease = [(self.name.clone(), terms)];
+        let renewed = shared.store.renew(&lease, shared.timeout).await?;
+        let outcome = renewed.first().copied().unwrap_or(Outcome::Absent);
+        if outcome == Outcome::Held {
+            shared.watchdog.extend(self.terms.owner, ttl, sent);
+        }
+        Ok(outcome)
+    }
+
+    /// Lets go of it.
+    pub(crate) async fn release(mut self) -> Result<Outcome, Error> {
+        self.shared.watchdog.forget(self.terms.owner);
+        let released = self
+            .shared
+            .release(&self.name, &self.terms, true, false)
+            .await;
+        if released.is_ok() {
+            self.state = State::Nothing;
+        } else {
+            // The line was told already.
+            self.state = State::Asked { unanswered: true };
+        }
+        released
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let (held, abandoned) = match self.state {
+            State::Nothing => return,
+            State::Asked { unanswered } => (false, unanswered),
+            State::Held(..) => (true, false),
+        };
+        self.shared.watchdog.forget(self.terms.owner);
+        self.shared
+            .release_later(&self.name, &self.terms, held, abandoned);
+    }
+}
+
+/// Somebody who waits for a lock.
+struct Waiting<'a> {
+    claim: &'a mut Claim,
+    options: &'a LockOptions,
+    begun: Instant,
+    until: Option<Instant>,
+    /// Who held it last.
+    owner: String,
+    /// Why the store could not be asked last.
+    failed: Option<LockError>,
+}
+
+/// When the store was asked for a place in line, by both clocks.
+#[derive(Clone, Copy)]
+struct Asked {
+    sent: Moment,
+    at: u64,
+}
+
+impl Waiting<'_> {
+    async fn run(mut self, alone: bool) -> Result<(), LockError> {
+        let shared = Arc::clone(&self.claim.shared);
+        let name = self.claim.name.clone();
+        let (words, mut heard) = mpsc::unbounded_channel();
+        let mail = shared
+            .mail
+            .expect(&name, self.claim.terms.owner, words.clone());
+        let waiter = Waiter {
+            terms: self.claim.terms.clone(),
+            wake: Arc::clone(mail.channel()),
+            words,
+        };
+        let place = alone.then(|| shared.lines.join(&name, waiter));
+        // From here on somebody of this process may hand it over.
+        if matches!(self.claim.state, State::Nothing) {
+            self.claim.state = State::Asked { unanswered: false };
+        }
+        let (mut first_asked, mut is_due) = (None, false);
+        loop {
+            let is_next = place.as_ref().is_none_or(|place| place.is_first());
+            let pause = if !is_next {
+                None
+            } else if alone && !is_due && shared.lines.is_held(&name) {
+                // Whoever of this process holds it hands it over, or has it stand in line. Then a grant may be sent.
+                if let Err(error) = mail.listen().await {
+                    self.failed = Some(error.into());
+                }
+                Some(FALLBACK)
+            } else {
+                let mut asking = std::pin::pin!(async {
+                    mail.listen().await?;
+                    let sent = shared.now();
+                    let busy = self.claim.ask(Some(mail.channel()), self.options).await?;
+                    Ok((sent, busy))
+                });
+                let asked = match self.until {
+                    Some(until) => timeout_at(until, asking.as_mut()).await.ok(),
+                    None => Some(asking.as_mut().await),
+                };
+                match asked {
+                    None => None,
+                    Some(Ok((_, None))) => return Ok(()),
+                    Some(Ok((sent, Some(busy)))) => {
+                        first_asked.get_or_insert(Asked { sent, at: busy.at });
+                        self.failed = None;
+                        self.owner = busy.instance;
+                        Some(busy.remaining.min(FALLBACK) + jitter())
+                    }
+                    Some(Err(error)) if LockError::is_outage(&error) => {
+                        self.failed = Some(error);
+                        Some(PAUSE + jitter())
+                    }
+                    Some(Err(error)) => return Err(error),
+                }
+            };
+            is_due = false;
+            tokio::select! {
+                biased;
+                word = heard.recv() => match word {
+                    Some(Word::Handed(grant, sent)) => return self.handed(grant, sent),
+                    Some(Word::InLine(sent, at)) => {
+                        first_asked.get_or_insert(Asked { sent, at });
+                    }
+                    Some(Word::Sent(grant, received)) => match first_asked {
+                        Some(asked) => return self.sent(grant, received, asked),
+                        // Its time is not known: asking again tells.
+                        None => is_due = true,
+                    },
+                    Some(Word::Ask) | None => {}
+                },
+                () = optional(self.until) => return Err(self.timed_out()),
+                () = after(pause) => is_due = true,
+            }
+        }
+    }
+
+    fn handed(self, grant: Grant, sent: Moment) -> Result<(), LockError> {
+        let until = sent.end_of(self.claim.terms.ttl);
+        self.claim.granted(grant, sent, until, self.options)
+    }
+
+    /// A grant came by a message. It was made no later than it came, and so long after the first question as the store's clock says.
+    fn sent(self, grant: Grant, received: Moment, asked: Asked) -> Result<(), LockError> {
+        let since = Duration::from_micros(grant.at.saturating_sub(asked.at));
+        let granted = asked.sent.plus(since).earlier(received);
+        let until = granted.end_of(self.claim.terms.ttl.min(CLAIM));
+        self.claim.granted(grant, granted, until, self.options)
+    }
+
+    fn timed_out(self) -> LockError {
+        self.failed.unwrap_or(LockError::TimedOut {
+            waited: self.begun.elapsed(),
+            owner: self.owner,
+        })
+    }
+}
+
+/// Not all ask at the same time.
+fn jitter() -> Duration {
+    Duration::from_micros(1_000 + random() % 19_000)
+}
+
+async fn optional(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn after(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => sleep(pause).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,279 @@
+//! One lease as this process knows it: until when it lasts, and whether it is lost.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use redis_conn::Clock;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use crate::terms::micros;
+
+/// Why a lock is not held any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LostReason {
+    /// No renewal was confirmed in time: the store did not answer, or this process was stopped for longer than the lease.
+    Expired,
+    /// Somebody else holds it by now.
+    Stolen,
+    /// The store knows nothing of it any more: it was emptied, or it lost its last writes.
+    Vanished,
+    /// Somebody took it by [`force_release`](crate::Locks::force_release).
+    Forced,
+    /// It was held for longer than [`max_hold`](crate::LockOptions::max_hold).
+    HeldTooLong,
+    /// The backend was closed.
+    Closed,
+}
+
+impl fmt::Display for LostReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Expired => "its lease ended without a renewal",
+            Self::Stolen => "somebody else holds it",
+            Self::Vanished => "the store has lost it",
+            Self::Forced => "it was released by force",
+            Self::HeldTooLong => "it was held for too long",
+            Self::Closed => "the backend was closed",
+        })
+    }
+}
+
+/// A moment by both clocks: one that timers go by, and one that goes on while the machine is suspended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moment {
+    pub(crate) at: Instant,
+    boot: u64,
+}
+
+impl Moment {
+    pub(crate) fn now(clock: &Arc<dyn Clock>) -> Self {
+        Self {
+            at: Instant::now(),
+            boot: clock.boot_micros(),
+        }
+    }
+
+    pub(crate) fn plus(self, time: Duration) -> Self {
+        Self {
+            at: self.at + time,
+            boot: self.boot.saturating_add(micros(time)),
+        }
+    }
+
+    pub(crate) fn earlier(self, other: Self) -> Self {
+        Self {
+            at: self.at.min(other.at),
+            boot: self.boot.min(other.boot),
+        }
+    }
+
+    /// The end of a lease of this ttl that was asked for at this moment: no later than the store's, though its clock may be faster.
+    pub(crate) fn end_of(self, ttl: Duration) -> Self {
+        let drift = (ttl / 100 + Duration::from_millis(2)).min(ttl / 2);
+        self.plus(ttl - drift)
+    }
+
+    fn has_passed(self, clock: &Arc<dyn Clock>) -> bool {
+        self.at <= Instant::now() || self.boot <= clock.boot_micros()
+    }
+}
+
+/// What is known of a lease now.
+#[derive(Clone, Copy, Debug)]
+struct Status {
+    until: Moment,
+    lost: Option<LostReason>,
+}
+
+/// A lease. Clones are the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct Lease {
+    status: Arc<watch::Sender<Status>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Lease {
+    pub(crate) fn new(until: Moment, clock: &Arc<dyn Clock>) -> Self {
+        let (status, _) = watch::channel(Status { until, lost: None });
+        Self {
+            status: Arc::new(status),
+            clock: Arc::clone(clock),
+        }
+    }
+
+    /// The store has confirmed it until then. What is lost stays so.
+    pub(crate) fn lasts(&self, until: Moment) {
+        self.status.send_if_modified(|status| {
+            let prolonged = status.lost.is_none() && status.until != until;
+            if prolonged {
+                status.until = until;
+            }
+            prolonged
+        });
+    }
+
+    /// It is lost, if it was not before.
+    pub(crate) fn lose(&self, reason: LostReason) -> bool {
+        self.status.send_if_modified(|status| {
+            let first = status.lost.is_none();
+            status.lost.get_or_insert(reason);
+            first
+        })
+    }
+
+    /// Why it is lost, if it is. A lease whose time is over is lost from the moment that anybody has seen it.
+    pub(crate) fn why_lost(&self) -> Option<LostReason> {
+        let status = *self.status.borrow();
+        if status.lost.is_none() && status.until.has_passed(&self.clock) {
+            self.lose(LostReason::Expired);
+            return Some(LostReason::Expired);
+        }
+        status.lost
+    }
+
+    /// For how long it lasts without a renewal.
+    pub(crate) fn valid_for(&self) -> Duration {
+        match self.why_lost() {
+            Some(_) => Duration::ZERO,
+            None => self.until().saturating_duration_since(Instant::now()),
+        }
+    }
+
+    pub(crate) fn until(&self) -> Instant {
+        self.status.borrow().until.at
+    }
+
+    /// Waits until it is lost: by what was heard, or by the time, which needs no answer of anybody.
+    pub(crate) async fn lost(&self) -> LostReason {
+        let mut heard = self.status.subscribe();
+        loop {
+            if let Some(reason) = self.why_lost() {
+                return reason;
+            }
+            let until = heard.borrow_and_update().until.at;
+            tokio::select! {
+                () = sleep_until(until) => {}
+                changed = heard.changed() => if changed.is_err() { return LostReason::Closed },
+            }
+        }
+    }
+}
+
+/// Tells whether a lock is held still, for as long as anybody wants to know: for what was spawned.
+#[derive(Clone)]
+pub struct LockToken {
+    lease: Option<Lease>,
+}
+
+impl LockToken {
+    pub(crate) fn new(lease: &Lease) -> Self {
+        Self {
+            lease: Some(lease.clone()),
+        }
+    }
+
+    /// Of what runs without a lock.
+    pub(crate) fn unprotected() -> Self {
+        Self { lease: None }
+    }
+
+    /// Whether the lock is lost. A lock that was released in time is not.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.reason().is_some()
+    }
+
+    /// Why it is lost, if it is.
+    #[must_use]
+    pub fn reason(&self) -> Option<LostReason> {
+        self.lease.as_ref().and_then(Lease::why_lost)
+    }
+
+    /// For how long it lasts without a renewal.
+    #[must_use]
+    pub fn valid_for(&self) -> Duration {
+        self.lease.as_ref().map_or(Duration::ZERO, Lease::valid_for)
+    }
+
+    /// Waits until the lock is lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn lost(&self) -> LostReason {
+        match &self.lease {
+            Some(lease) => lease.lost().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl fmt::Debug for LockToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockToken")
+            .field("lost", &self.reason())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis_conn::{ManualClock, SystemClock};
+
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    fn lease(clock: &Arc<dyn Clock>) -> Lease {
+        Lease::new(Moment::now(clock).end_of(TTL), clock)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_lost_when_its_time_is_over_and_nobody_said_anything() {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (lease, begun) = (lease(&clock), Instant::now());
+        assert_eq!(lease.lost().await, LostReason::Expired);
+        let drift = TTL / 100 + Duration::from_millis(2);
+        assert_eq!(begun.elapsed(), TTL - drift);
+        lease.lasts(Moment::now(&clock).end_of(TTL));
+        assert_eq!(lease.why_lost(), Some(LostReason::Expired), "for good");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_prolongs_it_also_for_who_waits() {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (lease, begun) = (lease(&clock), Instant::now());
+        let waiting = tokio::spawn({
+            let lease = lease.clone();
+            async move { lease.lost().await }
+        });
+        tokio::time::sleep(TTL / 2).await;
+        lease.lasts(Moment::now(&clock).end_of(TTL));
+        assert_eq!(waiting.await.unwrap(), LostReason::Expired);
+        assert!(begun.elapsed() > TTL, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_was_suspended_has_lost_it() {
+        let manual = Arc::new(ManualClock::new(1));
+        let clock: Arc<dyn Clock> = Arc::clone(&manual) as _;
+        let lease = lease(&clock);
+        assert_eq!(lease.why_lost(), None);
+        // Timers have not gone on meanwhile.
+        manual.advance(TTL);
+        assert_eq!(lease.why_lost(), Some(LostReason::Expired));
+        assert_eq!(lease.valid_for(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_reason_is_the_one() {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let lease = lease(&clock);
+        assert!(lease.lose(LostReason::Forced));
+        assert!(!lease.lose(LostReason::Stolen));
+        assert_eq!(lease.lost().await, LostReason::Forced);
+    }
+}

@@ -1,0 +1,227 @@
+//! Those of this process who wait for a lock, in the order in which they came.
+//!
+//! Only the first of them asks the store; the others cost it nothing. A lock that is let go of in this process is handed to the first
+//! of its own in the same step, a few times; then those of other processes have their turn.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::mpsc, time::Instant};
+
+use crate::{OwnerId, lease::Moment, name::Name, store::Grant, terms::Terms};
+
+/// So often in a row a process hands a lock to its own at most, and for so long.
+const STREAK: u32 = 8;
+const STREAK_TIME: Duration = Duration::from_millis(50);
+
+/// What somebody who waits is told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Word {
+    /// It is theirs since this moment: somebody of this process handed it over, by a call that was sent then.
+    Handed(Grant, Moment),
+    /// It is theirs, as a message says that came at this moment.
+    Sent(Grant, Moment),
+    /// It stands in line since this moment, which was so many microseconds by the store's clock.
+    InLine(Moment, u64),
+    /// Something may have changed: ask.
+    Ask,
+}
+
+/// Somebody who waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiter {
+    pub(crate) terms: Terms,
+    /// Where a grant is sent to.
+    pub(crate) wake: Arc<str>,
+    pub(crate) words: mpsc::UnboundedSender<Word>,
+}
+
+/// All lines of this process.
+#[derive(Debug, Default)]
+pub(crate) struct Lines(Mutex<HashMap<Name, Line>>);
+
+#[derive(Debug)]
+struct Line {
+    waiters: VecDeque<Waiter>,
+    /// How many guards of this lock live in this process.
+    held: usize,
+    streak: u32,
+    since: Instant,
+}
+
+/// To whom a lock goes that is let go of.
+#[derive(Debug)]
+pub(crate) struct Heir {
+    pub(crate) waiter: Waiter,
+    /// Those of other processes come first.
+    pub(crate) yields: bool,
+}
+
+/// A place in a line, left when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    lines: &'a Lines,
+    name: &'a Name,
+    owner: OwnerId,
+}
+
+impl Lines {
+    fn lines(&self) -> MutexGuard<'_, HashMap<Name, Line>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether somebody waits.
+    pub(crate) fn has_waiters(&self, name: &Name) -> bool {
+        let lines = self.lines();
+        lines.get(name).is_some_and(|line| !line.waiters.is_empty())
+    }
+
+    /// Whether somebody of this process holds it.
+    pub(crate) fn is_held(&self, name: &Name) -> bool {
+        self.lines().get(name).is_some_and(|line| line.held > 0)
+    }
+
+    pub(crate) fn join<'a>(&'a self, name: &'a Name, waiter: Waiter) -> Place<'a> {
+        let owner = waiter.terms.owner;
+        let mut lines = self.lines();
+        let line = lines.entry(name.clone()).or_insert_with(Line::new);
+        line.waiters.push_back(waiter);
+        Place {
+            lines: self,
+            name,
+            owner,
+        }
+    }
+
+    /// Somebody of this process holds it from now on.
+    pub(crate) fn hold(&self, name: &Name) {
+        let mut lines = self.lines();
+        lines.entry(name.clone()).or_insert_with(Line::new).held += 1;
+    }
+
+    /// Somebody of this process lets go of it. Tells who has it next, if somebody here waits.
+    pub(crate) fn let_go(&self, name: &Name) -> Option<Heir> {
+        let mut lines = self.lines();
+        let Entry::Occupied(mut line) = lines.entry(name.clone()) else {
+            return None;
+        };
+        let its = line.get_mut();
+        its.held = its.held.saturating_sub(1);
+        let heir = its.heir();
+        if its.is_over() {
+            line.remove();
+        }
+        heir
+    }
+}
+
+impl Line {
+    fn new() -> Self {
+        Self {
+            waiters: VecDeque::new(),
+            held: 0,
+            streak: 0,
+            since: Instant::now(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.held == 0 && self.waiters.is_empty()
+    }
+
+    fn heir(&mut self) -> Option<Heir> {
+        let waiter = self.waiters.front()?.clone();
+        if self.streak == 0 {
+            self.since = Instant::now();
+        }
+        let yields = self.streak >= STREAK || self.since.elapsed() >= STREAK_TIME;
+        self.streak = if yields { 0 } else { self.streak + 1 };
+        Some(Heir { waiter, yields })
+    }
+}
+
+impl Place<'_> {
+    pub(crate) fn is_first(&self) -> bool {
+        let lines = self.lines.lines();
+        let first = lines.get(self.name).and_then(|line| line.waiters.front());
+        first.is_some_and(|waiter| waiter.terms.owner == self.owner)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut lines = self.lines.lines();
+        let Entry::Occupied(mut line) = lines.entry(self.name.clone()) else {
+            return;
+        };
+        let its = line.get_mut();
+        let was_first = its.waiters.front().map(|first| first.terms.owner) == Some(self.owner);
+        its.waiters
+            .retain(|waiter| waiter.terms.owner != self.owner);
+        if was_first && let Some(first) = its.waiters.front() {
+            // Whoever does not listen any more is about to leave too.
+            let _ = first.words.send(Word::Ask);
+        }
+        if its.is_over() {
+            line.remove();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        FenceMode,
+        terms::{Mode, Seats},
+    };
+
+    fn waiter() -> (Waiter, mpsc::UnboundedReceiver<Word>) {
+        let (words, heard) = mpsc::unbounded_channel();
+        let terms = Terms {
+            owner: OwnerId::new(),
+            ttl: Duration::from_secs(10),
+            mode: Mode::Alone,
+            seats: Seats::Some(1),
+            fence: FenceMode::Clock,
+            instance: "a".into(),
+        };
+        let wake = "locks".into();
+        (Waiter { terms, wake, words }, heard)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn others_have_their_turn_after_a_while() {
+        let (lines, name) = (Lines::default(), Name::new("a").unwrap());
+        let (waiter, _heard) = waiter();
+        let place = lines.join(&name, waiter);
+        assert!(place.is_first());
+        let yields = || lines.let_go(&name).unwrap().yields;
+        for _ in 0..2 {
+            assert!((0..STREAK).all(|_| !yields()));
+            assert!(yields(), "after {STREAK} in a row");
+        }
+        assert!(!yields());
+        tokio::time::advance(STREAK_TIME).await;
+        assert!(yields(), "after {STREAK_TIME:?}");
+    }
+
+    #[test]
+    fn who_is_next_hears_when_the_first_leaves_and_nothing_is_left_behind() {
+        let (lines, name) = (Lines::default(), Name::new("a").unwrap());
+        let ((one, _), (two, mut heard)) = (waiter(), waiter());
+        let (first, second) = (lines.join(&name, one), lines.join(&name, two));
+        assert!(!second.is_first());
+        drop(first);
+        assert!(second.is_first());
+        assert!(matches!(heard.try_recv(), Ok(Word::Ask)));
+        lines.hold(&name);
+        drop(second);
+        assert!(lines.is_held(&name) && !lines.has_waiters(&name));
+        assert!(lines.let_go(&name).is_none());
+        assert!(lines.lines().is_empty());
+    }
+}

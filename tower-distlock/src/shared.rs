@@ -1,0 +1,271 @@
+//! What all clones of a handle share.
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, stream};
+use redis_conn::{Backend, Check, Drain, Error, Part, Phase, Status, raw::Tasks};
+
+use crate::{
+    LockOptions, LostReason,
+    error::is_outage,
+    lease::Moment,
+    line::{Heir, Lines, Waiter, Word},
+    mail::Mail,
+    name::Name,
+    store::{Acquired, AnyStore, Next, Outcome, Store},
+    terms::{Mode, Seats, Terms},
+    trace::event,
+    watchdog::{Watchdog, Watched},
+};
+
+/// The longest name of an instance that is stored.
+const INSTANCE: usize = 64;
+/// How long is waited before something is tried again that failed.
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) me: Weak<Self>,
+    pub(crate) backend: Backend,
+    pub(crate) store: AnyStore,
+    /// How long one call of the store may take.
+    pub(crate) timeout: Duration,
+    pub(crate) tasks: Tasks,
+    pub(crate) lines: Arc<Lines>,
+    pub(crate) mail: Mail,
+    pub(crate) watchdog: Watchdog,
+    instance: Arc<str>,
+    /// Whether it was tried to hear of what is done by force.
+    hears: AtomicBool,
+    /// Whether nothing is acquired any more.
+    closed: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(backend: &Backend, timeout: Duration) -> Result<Arc<Self>, Error> {
+        let store = AnyStore::of(backend)?;
+        let lines = backend.shared('l', "lines", Lines::default)?;
+        let shared = Arc::new_cyclic(|me: &Weak<Self>| {
+            let (forced, clock) = (me.clone(), Arc::clone(backend.clock()));
+            let on_forced = move |owner| {
+                if let Some(shared) = forced.upgrade() {
+                    shared.watchdog.lose(owner, LostReason::Forced);
+                }
+            };
+            Self {
+                me: me.clone(),
+                backend: backend.clone(),
+                store,
+                timeout,
+                tasks: backend.tasks(),
+                lines,
+                mail: Mail::new(
+                    backend.bus(),
+                    backend.tasks(),
+                    backend.kind() != "redis-cluster",
+                    on_forced,
+                    move || Moment::now(&clock),
+                ),
+                watchdog: Watchdog::default(),
+                instance: shortened(backend.instance_id()).into(),
+                hears: AtomicBool::new(false),
+                closed: AtomicBool::new(false),
+            }
+        });
+        let part: Arc<dyn Part> = Arc::clone(&shared) as _;
+        backend.register(&part);
+        Ok(shared)
+    }
+
+    /// Has this process hear of locks that are taken from it by force. Without that it hears of them when it renews them.
+    pub(crate) fn hear_of_force(&self) {
+        if !self.hears.swap(true, Ordering::Relaxed)
+            && let Some(shared) = self.me.upgrade()
+        {
+            let listening = async move {
+                if let Err(error) = shared.mail.listen().await {
+                    event!(warn, "no word of locks taken by force: {error}");
+                    shared.hears.store(!is_outage(&error), Ordering::Relaxed);
+                }
+            };
+            self.tasks.follow(listening);
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        Moment::now(self.backend.clock())
+    }
+
+    pub(crate) fn terms(&self, options: &LockOptions, mode: Mode, seats: Seats) -> Terms {
+        Terms {
+            owner: crate::OwnerId::new(),
+            ttl: options.ttl,
+            mode,
+            seats,
+            fence: options.fence,
+            instance: Arc::clone(&self.instance),
+        }
+    }
+
+    /// Lets go of a lock that somebody of this process held, or may have come to hold, and hands it on.
+    pub(crate) async fn release(
+        &self,
+        name: &Name,
+        terms: &Terms,
+        held: bool,
+        abandoned: bool,
+    ) -> Result<Outcome, Error> {
+        let heir = held.then(|| self.lines.let_go(name)).flatten();
+        let Some(heir) = heir else {
+            let next = Next::InLine;
+            let released = self
+                .store
+                .release(name, terms, abandoned, next, self.timeout);
+            return Ok(released.await?.0);
+        };
+        let passing = Passing {
+            shared: self,
+            name,
+            heir: &heir,
+            told: false,
+        };
+        passing.release(terms, abandoned).await
+    }
+
+    /// The same, whoever waits for it or not.
+    pub(crate) fn release_later(&self, name: &Name, terms: &Terms, held: bool, abandoned: bool) {
+        let Some(shared) = self.me.upgrade() else {
+            return;
+        };
+        let (owned, of) = (name.clone(), terms.clone());
+        let task = async move { shared.release_at_last(&owned, &of, held, abandoned).await };
+        if self.tasks.spawn(task).is_none()
+            && let AnyStore::Memory(store) = &self.store
+        {
+            // There is no runtime, and none is needed.
+            self.lines.let_go(name);
+            store.release_now(name, terms);
+        }
+    }
+
+    /// Tries again until the lease must have ended by itself.
+    async fn release_at_last(&self, name: &Name, terms: &Terms, held: bool, abandoned: bool) {
+        let end = tokio::time::Instant::now() + terms.ttl;
+        let mut released = self.release(name, terms, held, abandoned).await;
+        while let Err(error) = &released
+            && is_outage(error)
+            && tokio::time::Instant::now() < end
+        {
+            tokio::time::sleep(PAUSE).await;
+            // Who is next has asked by itself by now.
+            released = self.release(name, terms, false, true).await;
+        }
+    }
+
+    /// Takes all locks from those of this process who hold them still.
+    async fn end(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        let held = self.watchdog.held();
+        let releases = stream::iter(held).map(|watched| self.take_away(watched));
+        releases.buffer_unordered(256).collect::<()>().await;
+    }
+
+    async fn take_away(&self, watched: Watched) {
+        let Watched { name, terms, .. } = &watched;
+        self.watchdog.lose(terms.owner, LostReason::Closed);
+        let released = self
+            .store
+            .release(name, terms, false, Next::InLine, self.timeout);
+        // Without an answer the lease ends by itself.
+        let _ = released.await;
+    }
+}
+
+/// A lock on its way from one of this process to the next.
+struct Passing<'a> {
+    shared: &'a Shared,
+    name: &'a Name,
+    heir: &'a Heir,
+    told: bool,
+}
+
+impl Passing<'_> {
+    async fn release(mut self, terms: &Terms, abandoned: bool) -> Result<Outcome, Error> {
+        let Heir { waiter, yields } = self.heir;
+        let next = if *yields {
+            Next::Yield(&waiter.terms, &waiter.wake)
+        } else {
+            Next::Pass(&waiter.terms, &waiter.wake)
+        };
+        let (shared, sent) = (self.shared, self.shared.now());
+        let released = shared
+            .store
+            .release(self.name, terms, abandoned, next, shared.timeout);
+        let (outcome, acquired) = released.await?;
+        let word = match acquired {
+            Some(Acquired::Granted(grant)) => Word::Handed(grant, sent),
+            Some(Acquired::Busy(busy)) => Word::InLine(sent, busy.at),
+            Some(Acquired::Abandoned) | None => return Ok(outcome),
+        };
+        self.told = true;
+        if waiter.words.send(word).is_err() {
+            // It has given up, perhaps before the store heard of it.
+            shared.release_later(self.name, &waiter.terms, false, false);
+        }
+        Ok(outcome)
+    }
+}
+
+impl Drop for Passing<'_> {
+    fn drop(&mut self) {
+        if !self.told {
+            let Waiter { words, .. } = &self.heir.waiter;
+            // Whoever does not listen any more has left the line.
+            let _ = words.send(Word::Ask);
+        }
+    }
+}
+
+impl Part for Shared {
+    fn name(&self) -> &str {
+        "locks"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Locks
+    }
+
+    fn check(&self) -> Check {
+        let held = self.watchdog.held().len();
+        Check::new("locks", Status::Healthy, format!("{held} held"))
+    }
+
+    /// Ends what was let go of, and takes what is held still.
+    fn drain(&self, _: Duration) -> Drain {
+        let shared = self.me.upgrade();
+        Box::pin(async move {
+            if let Some(shared) = shared {
+                shared.end().await;
+                shared.tasks.finished().await;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn shortened(instance: &str) -> &str {
+    let end = (0..=INSTANCE.min(instance.len()))
+        .rev()
+        .find(|end| instance.is_char_boundary(*end));
+    instance.get(..end.unwrap_or(0)).unwrap_or_default()
+}

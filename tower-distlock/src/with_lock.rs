@@ -1,0 +1,184 @@
+//! Futures that run under a lock.
+
+use std::{
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, resume_unwind},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
+
+use crate::{
+    LockError, LockGuard, LockOptions, Locks, LostReason, OnLost, Released, WithLockError,
+    lease::LockToken, options::OnBackendDown, trace::event,
+};
+use futures_util::FutureExt as _;
+
+/// What a future that runs under a lock knows of it. Clones may be given to what it spawns.
+#[derive(Clone, Debug)]
+pub struct Held {
+    fence: Option<u64>,
+    token: LockToken,
+}
+
+impl Held {
+    fn of(guard: &LockGuard) -> Self {
+        Self {
+            fence: Some(guard.fence()),
+            token: guard.token(),
+        }
+    }
+
+    /// The [fence](LockGuard::fence) of the grant; none where the future runs [unprotected](OnBackendDown::RunUnprotected).
+    #[must_use]
+    pub fn fence(&self) -> Option<u64> {
+        self.fence
+    }
+
+    /// For how long the lock is held without another renewal.
+    #[must_use]
+    pub fn valid_for(&self) -> Duration {
+        self.token.valid_for()
+    }
+
+    /// Waits until the lock is lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn lost(&self) -> LostReason {
+        self.token.lost().await
+    }
+
+    /// Tells whether the lock is lost.
+    #[must_use]
+    pub fn token(&self) -> LockToken {
+        self.token.clone()
+    }
+}
+
+impl Locks {
+    /// Runs a future under a lock, and releases the lock before this returns.
+    ///
+    /// If the lock is lost while the future runs, the future is dropped at once, or as [`OnLost`] says; by the clock of this process,
+    /// so also while the store does not answer, and after a stop of the process the future is not polled again. A panic of the future
+    /// releases the lock and goes on.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use redis_conn::Backend;
+    /// use tower_distlock::{LockOptions, Locks};
+    ///
+    /// let locks = Locks::new(&Backend::memory())?;
+    /// let options = LockOptions::new().try_once();
+    /// let done = locks
+    ///     .with_lock("cron:overdue-tasks", options, async |held| {
+    ///         Ok::<_, std::io::Error>(held.fence().is_some())
+    ///     })
+    ///     .await?;
+    /// assert!(done);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`WithLockError::NotAcquired`]: the future did not run. [`WithLockError::Lost`], with its output if it had one: somebody else
+    /// may have run at the same time. [`WithLockError::Inner`]: its own error.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call drops the future and releases the lock.
+    pub async fn with_lock<T, E, F>(
+        &self,
+        name: &str,
+        options: LockOptions,
+        body: F,
+    ) -> Result<T, WithLockError<E, T>>
+    where
+        F: AsyncFnOnce(Held) -> Result<T, E>,
+    {
+        let guard = match self.acquire(name, options.clone()).await {
+            Ok(guard) => guard,
+            Err(error) if runs_unprotected(&error, &options) => {
+                event!(warn, "a job runs without its lock: {error}");
+                let held = Held {
+                    fence: None,
+                    token: LockToken::unprotected(),
+                };
+                return body(held).await.map_err(WithLockError::Inner);
+            }
+            Err(error) => return Err(WithLockError::NotAcquired(error)),
+        };
+        under(guard, options.on_lost, body).await
+    }
+}
+
+fn runs_unprotected(error: &LockError, options: &LockOptions) -> bool {
+    options.on_backend_down == OnBackendDown::RunUnprotected && error.is_outage()
+}
+
+/// Runs a future under a lock that is held.
+pub(crate) async fn under<T, E, F>(
+    guard: LockGuard,
+    on_lost: OnLost,
+    body: F,
+) -> Result<T, WithLockError<E, T>>
+where
+    F: AsyncFnOnce(Held) -> Result<T, E>,
+{
+    let ran = {
+        let running = AssertUnwindSafe(body(Held::of(&guard))).catch_unwind();
+        guarded(running, &guard, on_lost).await
+        // Here it is dropped, before the lock is released.
+    };
+    let was_lost = guard.lease().why_lost();
+    let released = guard.release().await;
+    let output = match ran {
+        Some(Err(panic)) => resume_unwind(panic),
+        Some(Ok(output)) => Some(output),
+        None => None,
+    };
+    let reason = was_lost.or(match released {
+        Ok(Released::AlreadyExpired) => Some(LostReason::Vanished),
+        Ok(Released::Stolen) => Some(LostReason::Stolen),
+        Ok(Released::Released | Released::HeldStill) => None,
+        Err(error) => {
+            // By the clock it was held until the future had ended.
+            event!(warn, "a lock was not released: {error}; its lease ends it");
+            None
+        }
+    });
+    match (reason, output) {
+        (Some(reason), output) => Err(WithLockError::Lost { reason, output }),
+        (None, Some(Ok(output))) => Ok(output),
+        (None, Some(Err(error))) => Err(WithLockError::Inner(error)),
+        // It is dropped only where the lock is lost.
+        (None, None) => Err(WithLockError::Lost {
+            reason: LostReason::Expired,
+            output: None,
+        }),
+    }
+}
+
+/// Polls a future as long as it may run. None if it was not let to its end.
+async fn guarded<F: Future>(running: F, guard: &LockGuard, on_lost: OnLost) -> Option<F::Output> {
+    let grace = match on_lost {
+        OnLost::Cancel => Duration::ZERO,
+        OnLost::Grace(grace) => grace,
+        OnLost::Notify => return Some(running.await),
+    };
+    let mut running = pin!(running);
+    let mut over = pin!(async {
+        guard.lost().await;
+        tokio::time::sleep(grace).await;
+    });
+    poll_fn(|context| {
+        // First of all: a process that was stopped must not go on by one step.
+        if over.as_mut().poll(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        running.as_mut().poll(context).map(Some)
+    })
+    .await
+}
