@@ -8,10 +8,14 @@ mod lease;
 mod line;
 mod locks;
 mod mail;
+mod multi;
 mod name;
 mod options;
 mod owner;
+mod redlock;
 mod reentrant;
+mod rwlock;
+mod semaphore;
 mod shared;
 mod store;
 mod terms;
@@ -24,8 +28,12 @@ pub use crate::{
     guard::{LockGuard, Released},
     lease::{LockToken, LostReason},
     locks::{HeldLock, Holder, Locks},
+    multi::MultiGuard,
     options::{FenceMode, LockOptions, OnBackendDown, OnLost},
     owner::OwnerId,
+    redlock::{Redlock, RedlockBuilder, RedlockGuard},
     reentrant::Owner,
+    rwlock::RwLock,
+    semaphore::Semaphore,
     with_lock::Held,
 };

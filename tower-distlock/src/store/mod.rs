@@ -145,6 +145,15 @@ pub(crate) trait Store {
     ) -> impl Future<Output = Result<Vec<String>, Error>> + Send;
 }
 
+/// A run of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Birth {
+    /// No other run of any server has it.
+    pub(crate) run: String,
+    /// For how long it has been up.
+    pub(crate) up: Duration,
+}
+
 /// The store of a backend.
 #[derive(Debug)]
 pub(crate) enum AnyStore {
@@ -176,6 +185,18 @@ impl AnyStore {
             )]
             _ => Err(without_store(backend.kind())),
         }
+    }
+}
+
+impl AnyStore {
+    /// Since when the server has been up; none where there is no server.
+    pub(crate) async fn birth(&self, deadline: Duration) -> Result<Option<Birth>, Error> {
+        #[cfg(feature = "redis")]
+        if let Self::Redis(store) = self {
+            return store.birth(deadline).await.map(Some);
+        }
+        let _ = deadline;
+        Ok(None)
     }
 }
 

@@ -1,0 +1,203 @@
+//! One lock on several independent servers: whoever has most of them has it.
+//!
+//! The algorithm is Redlock, as the documentation of Redis describes it, with what was said about it since: all servers are asked at
+//! the same time and none is waited for beyond its deadline, the time that the question took is taken off the lease, a refusal leaves
+//! nothing anywhere, and a server that was started lately has no vote.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use redis_conn::{Backend, Error, ErrorKind};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+
+pub use self::guard::RedlockGuard;
+use self::{node::Node, votes::Votes};
+use crate::{LockError, LockOptions, name::Name, options::Wait, owner::random};
+
+mod guard;
+mod node;
+mod votes;
+
+/// Locks on several independent servers, none of which replicates another. Clones share everything.
+///
+/// It does one thing better than one server with a replica: a server may be gone for good, and no lock is granted twice for that. It
+/// costs as many commands as there are servers, has no queue, and is no more than a lease either. A
+/// [fence](crate::LockGuard::fence) is of one server, so there is none here.
+#[derive(Clone)]
+pub struct Redlock {
+    nodes: Arc<[Arc<Node>]>,
+}
+
+/// Makes a [`Redlock`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RedlockBuilder {
+    nodes: Vec<Backend>,
+    gate: Gate,
+}
+
+/// Whether a server votes that was started lately.
+#[derive(Clone, Copy, Debug)]
+enum Gate {
+    /// When it has been up for as long as the lease that is asked for.
+    Lease,
+    /// When it has been up for so long.
+    Longest(Duration),
+    Open,
+}
+
+impl Gate {
+    /// For how long a server must have been up.
+    fn least(self, ttl: Duration) -> Option<Duration> {
+        match self {
+            Self::Lease => Some(ttl),
+            Self::Longest(longest) => Some(longest.max(ttl)),
+            Self::Open => None,
+        }
+    }
+}
+
+impl Redlock {
+    /// Asks these servers, each of which is a backend of its own.
+    pub fn builder<'a>(nodes: impl IntoIterator<Item = &'a Backend>) -> RedlockBuilder {
+        RedlockBuilder {
+            nodes: nodes.into_iter().cloned().collect(),
+            gate: Gate::Lease,
+        }
+    }
+
+    /// How many servers must agree.
+    #[must_use]
+    pub fn quorum(&self) -> usize {
+        self.nodes.len() / 2 + 1
+    }
+
+    /// Acquires a lock on most of the servers, and tries again after a random pause while the options let it wait.
+    ///
+    /// No server is waited for longer than a twentieth of the ttl (10 ms to 1 s).
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotAcquired`] and [`LockError::TimedOut`] if others hold it on too many servers; [`LockError::Backend`] if too many
+    /// did not answer, were started too lately, or two of them are the same server (`Config`). What was granted is released on all of
+    /// them, also on those that answer late.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call leaves nothing behind.
+    pub async fn acquire(
+        &self,
+        name: &str,
+        options: LockOptions,
+    ) -> Result<RedlockGuard, LockError> {
+        options.check()?;
+        let (name, begun) = (Name::new(name)?, Instant::now());
+        loop {
+            let error = match self.round(&name, &options).await {
+                Ok(votes) => return Ok(RedlockGuard::new(votes, name, options)),
+                Err(error) => error,
+            };
+            let waits = match options.wait {
+                Wait::Once => false,
+                Wait::For(wait) => begun.elapsed() < wait,
+                Wait::Forever => true,
+            };
+            if !(error.is_busy() || error.is_outage()) || options.wait == Wait::Once {
+                return Err(error);
+            }
+            if !waits {
+                return Err(timed_out(error, begun.elapsed()));
+            }
+            // Those who divide the servers among themselves must not meet again.
+            sleep(Duration::from_millis(20 + random() % 180)).await;
+        }
+    }
+
+    /// Asks all servers once.
+    async fn round(&self, name: &Name, options: &LockOptions) -> Result<Votes, LockError> {
+        let (votes, mut heard) = mpsc::unbounded_channel();
+        for (place, node) in self.nodes.iter().enumerate() {
+            let (node, votes) = (Arc::clone(node), votes.clone());
+            let (name, options) = (name.clone(), options.clone());
+            let asking = async move {
+                let vote = node.vote(&name, &options).await;
+                // Who comes too late for the decision is let go of by being dropped, or is one more.
+                let _ = votes.send((place, vote));
+            };
+            let tasks = &self.nodes[place].shared.tasks;
+            tasks.spawn(asking).ok_or_else(closed)?;
+        }
+        drop(votes);
+        let mut counted = Votes::new(&self.nodes);
+        while let Some((place, vote)) = heard.recv().await {
+            counted.add(place, vote)?;
+            if counted.is_decided(self.quorum()) {
+                break;
+            }
+        }
+        counted.listen(heard);
+        counted.outcome(self.quorum())
+    }
+}
+
+impl RedlockBuilder {
+    /// The longest lease that anybody asks for. A server that was started more lately than that has no vote: it may have lost a lock
+    /// that is held still. The ttl that is asked for if not set; the lock cannot be had so long after most servers were started.
+    pub fn longest_lease(mut self, longest: Duration) -> Self {
+        self.gate = Gate::Longest(longest);
+        self
+    }
+
+    /// Lets servers vote that were started just now: two may hold a lock then, after a server lost it by a restart.
+    pub fn without_gate(mut self) -> Self {
+        self.gate = Gate::Open;
+        self
+    }
+
+    /// # Errors
+    ///
+    /// `Config` if there is no server, if one of them is given twice, or if this crate was built without the feature of a backend.
+    /// Whether two backends lead to one server is known only when both have answered: see [`Redlock::acquire`].
+    pub fn build(self) -> Result<Redlock, Error> {
+        let wrong = |what: &str| Err(Error::new(ErrorKind::Config, what));
+        if self.nodes.is_empty() {
+            return wrong("no servers: expected an odd number of them, from 3 on");
+        }
+        let nodes = self.nodes.iter().map(|node| Node::new(node, self.gate));
+        let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
+        for (place, node) in nodes.iter().enumerate() {
+            if nodes[..place].iter().any(|other| other.is(node)) {
+                return wrong("a server is given twice: expected each to be another one");
+            }
+        }
+        Ok(Redlock {
+            nodes: nodes.into(),
+        })
+    }
+}
+
+fn timed_out(error: LockError, waited: Duration) -> LockError {
+    match error {
+        LockError::NotAcquired { owner, .. } => LockError::TimedOut { waited, owner },
+        other => other,
+    }
+}
+
+fn late() -> LockError {
+    let text = "too few servers had an answer in their time";
+    Error::new(ErrorKind::Timeout, text).into()
+}
+
+fn closed() -> LockError {
+    Error::new(ErrorKind::Closed, "no runtime to ask a server on").into()
+}
+
+impl fmt::Debug for Redlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redlock")
+            .field("nodes", &self.nodes.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,194 @@
+//! A lock that most of the servers have granted.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::time::{sleep, timeout};
+
+use super::{node::Node, votes::Votes};
+use crate::{LockError, LockOptions, LostReason, Released, name::Name, store::Outcome};
+
+/// A lock that most of the servers have granted. Dropping it releases it on all of them.
+///
+/// While this process lives it is renewed on each server, and taken again on those that have lost it.
+#[must_use = "the lock is released when this is dropped"]
+pub struct RedlockGuard {
+    held: Arc<Held>,
+}
+
+struct Held {
+    name: Name,
+    options: LockOptions,
+    votes: Mutex<Option<Votes>>,
+    quorum: usize,
+}
+
+impl RedlockGuard {
+    pub(super) fn new(votes: Votes, name: Name, options: LockOptions) -> Self {
+        let nodes = Arc::clone(&votes.nodes);
+        let held = Arc::new(Held {
+            name,
+            quorum: nodes.len() / 2 + 1,
+            options,
+            votes: Mutex::new(Some(votes)),
+        });
+        if held.options.renew
+            && let Some(first) = nodes.first()
+        {
+            first.shared.tasks.follow(repair(Arc::downgrade(&held)));
+        }
+        Self { held }
+    }
+
+    /// The name of the lock.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.held.name.as_str()
+    }
+
+    /// For how long most of the servers hold it without another renewal, by what this process knows.
+    #[must_use]
+    pub fn valid_for(&self) -> Duration {
+        self.held.valid_for()
+    }
+
+    /// How many of the servers hold it, by what this process knows.
+    #[must_use]
+    pub fn votes(&self) -> usize {
+        let votes = self.held.votes();
+        let leases = votes.as_ref().map(Votes::leases).unwrap_or_default();
+        leases
+            .iter()
+            .filter(|lease| lease.why_lost().is_none())
+            .count()
+    }
+
+    /// Waits until fewer than most of the servers hold it, which needs no answer of any.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn lost(&self) -> LostReason {
+        loop {
+            let valid_for = self.held.valid_for();
+            if valid_for.is_zero() {
+                return LostReason::Expired;
+            }
+            let leases = self.held.leases();
+            let held = leases.iter().filter(|lease| lease.why_lost().is_none());
+            let mut each: FuturesUnordered<_> = held.map(|lease| lease.lost()).collect();
+            tokio::select! {
+                _ = each.next() => {}
+                () = sleep(valid_for) => {}
+            }
+        }
+    }
+
+    /// Releases it on all servers, and tells whether most of them held it until then. A server that does not answer in its time is
+    /// not waited for.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Backend`] if too few servers answered to tell. It is released on each when that answers, or when its lease ends.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call releases it too.
+    pub async fn release(self) -> Result<Released, LockError> {
+        let Some(votes) = self.held.votes().take() else {
+            return Ok(Released::AlreadyExpired);
+        };
+        let (mut held, mut other, mut error) = (0, 0, None);
+        let patience = Node::patience(self.held.options.ttl);
+        let releases = votes.into_votes().into_iter().filter_map(|(node, vote)| {
+            // Each goes on when this does not wait any more.
+            node.shared.tasks.spawn(vote.claim.release())
+        });
+        let mut releases: FuturesUnordered<_> = releases.collect();
+        let count = async {
+            while let Some(released) = releases.next().await {
+                match released {
+                    Ok(Ok(Outcome::Held)) => held += 1,
+                    Ok(Ok(Outcome::Other)) => other += 1,
+                    Ok(Ok(Outcome::Absent)) | Err(_) => {}
+                    Ok(Err(failed)) => error = Some(failed),
+                }
+                if held >= self.held.quorum {
+                    return;
+                }
+            }
+        };
+        let in_time = timeout(patience, count).await.is_ok();
+        match error {
+            _ if held >= self.held.quorum => Ok(Released::Released),
+            Some(error) => Err(error.into()),
+            None if !in_time => Err(super::late()),
+            None if other > 0 => Ok(Released::Stolen),
+            None => Ok(Released::AlreadyExpired),
+        }
+    }
+}
+
+impl Held {
+    fn votes(&self) -> MutexGuard<'_, Option<Votes>> {
+        self.votes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn valid_for(&self) -> Duration {
+        let mut votes = self.votes();
+        let Some(votes) = votes.as_mut() else {
+            return Duration::ZERO;
+        };
+        votes.add_late();
+        votes.valid_for(self.quorum)
+    }
+
+    fn leases(&self) -> Vec<crate::lease::Lease> {
+        self.votes().as_ref().map(Votes::leases).unwrap_or_default()
+    }
+}
+
+/// Takes the lock again on servers that have lost it, while most hold it.
+async fn repair(held: Weak<Held>) {
+    loop {
+        let Some(pause) = held.upgrade().map(|held| held.options.ttl / 3) else {
+            return;
+        };
+        sleep(pause).await;
+        let Some(held) = held.upgrade() else {
+            return;
+        };
+        if held.valid_for().is_zero() {
+            return;
+        }
+        let missing = held
+            .votes()
+            .as_ref()
+            .map(Votes::missing)
+            .unwrap_or_default();
+        let asking = missing.into_iter().map(async |(place, node)| {
+            let vote = node.vote(&held.name, &held.options).await;
+            (place, vote)
+        });
+        for (place, vote) in futures_util::future::join_all(asking).await {
+            // One that refuses still has no vote; one that is released meanwhile is let go of.
+            if let (Ok(vote), Some(votes)) = (vote, held.votes().as_mut()) {
+                let _ = votes.add(place, Ok(vote));
+            }
+        }
+    }
+}
+
+impl fmt::Debug for RedlockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedlockGuard")
+            .field("name", &self.name())
+            .field("votes", &self.votes())
+            .field("valid_for", &self.valid_for())
+            .finish_non_exhaustive()
+    }
+}

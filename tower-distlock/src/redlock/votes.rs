@@ -1,0 +1,148 @@
+//! Who is for it, and who is not.
+
+use std::{sync::Arc, time::Duration};
+
+use redis_conn::{Error, ErrorKind};
+use tokio::sync::mpsc;
+
+use super::node::{Node, Vote};
+use crate::{LockError, lease::Lease};
+
+/// An answer of a server, by its place.
+pub(super) type Heard = (usize, Result<Vote, LockError>);
+
+/// The answers of all servers. Dropping it lets go of what was granted.
+pub(super) struct Votes {
+    pub(super) nodes: Arc<[Arc<Node>]>,
+    answers: Vec<Option<Result<Vote, LockError>>>,
+    /// Those who answer after it was decided.
+    late: Option<mpsc::UnboundedReceiver<Heard>>,
+}
+
+impl Votes {
+    pub(super) fn new(nodes: &Arc<[Arc<Node>]>) -> Self {
+        Self {
+            nodes: Arc::clone(nodes),
+            answers: nodes.iter().map(|_| None).collect(),
+            late: None,
+        }
+    }
+
+    /// # Errors
+    ///
+    /// `Config` if it is the same server as another.
+    pub(super) fn add(
+        &mut self,
+        place: usize,
+        answer: Result<Vote, LockError>,
+    ) -> Result<(), Error> {
+        if let Ok(vote) = &answer {
+            let others = self.votes().filter(|(other, _)| *other != place);
+            let mut runs = others.filter_map(|(_, vote)| vote.run.as_ref());
+            if vote.run.is_some() && runs.any(|run| Some(run) == vote.run.as_ref()) {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    "two backends lead to the same server: expected each to be another one",
+                ));
+            }
+        }
+        if let Some(slot) = self.answers.get_mut(place) {
+            *slot = Some(answer);
+        }
+        Ok(())
+    }
+
+    /// Hears those who come late, when it is asked for.
+    pub(super) fn listen(&mut self, late: mpsc::UnboundedReceiver<Heard>) {
+        self.late = Some(late);
+    }
+
+    /// Adds those who came late.
+    pub(super) fn add_late(&mut self) {
+        while let Some((place, answer)) = self.late.as_mut().and_then(|late| late.try_recv().ok()) {
+            // The same server twice would be let go of here.
+            let _ = self.add(place, answer);
+        }
+    }
+
+    pub(super) fn votes(&self) -> impl Iterator<Item = (usize, &Vote)> {
+        let votes = self.answers.iter().enumerate();
+        votes.filter_map(|(place, answer)| Some((place, answer.as_ref()?.as_ref().ok()?)))
+    }
+
+    /// Whether the rest changes nothing.
+    pub(super) fn is_decided(&self, quorum: usize) -> bool {
+        let granted = self.votes().count();
+        let pending = self
+            .answers
+            .iter()
+            .filter(|answer| answer.is_none())
+            .count();
+        granted >= quorum || granted + pending < quorum
+    }
+
+    /// # Errors
+    ///
+    /// Why it is not granted: by whom it is held, unless too many servers failed.
+    pub(super) fn outcome(self, quorum: usize) -> Result<Self, LockError> {
+        if self.votes().count() >= quorum && !self.valid_for(quorum).is_zero() {
+            return Ok(self);
+        }
+        let refused = self.answers.iter().flatten();
+        let errors = refused.filter_map(|answer| answer.as_ref().err());
+        let (busy, failed): (Vec<_>, Vec<_>) = errors.partition(|error| error.is_busy());
+        // Without those who hold it, would there be enough?
+        let error = if self.answers.len() - failed.len() >= quorum {
+            busy.first().or(failed.first())
+        } else {
+            failed.first()
+        };
+        Err(error.copied().cloned().unwrap_or_else(too_late))
+    }
+
+    /// For how long most of them are for it.
+    pub(super) fn valid_for(&self, quorum: usize) -> Duration {
+        let leases = self.leases().into_iter();
+        let mut each: Vec<_> = leases.map(|lease| lease.valid_for()).collect();
+        each.sort_unstable_by(|one, other| other.cmp(one));
+        each.get(quorum - 1).copied().unwrap_or_default()
+    }
+
+    pub(super) fn leases(&self) -> Vec<Lease> {
+        let held = self.votes().filter_map(|(_, vote)| vote.claim.held());
+        held.map(|(lease, _)| lease.clone()).collect()
+    }
+
+    /// The servers that are not for it.
+    pub(super) fn missing(&self) -> Vec<(usize, Arc<Node>)> {
+        let is_for = |place: usize| {
+            let mut votes = self.votes().filter(|(its, _)| *its == place);
+            votes.any(|(_, vote)| {
+                let held = vote.claim.held();
+                held.is_some_and(|(lease, _)| lease.why_lost().is_none())
+            })
+        };
+        let nodes = self.nodes.iter().enumerate();
+        nodes
+            .filter(|(place, _)| !is_for(*place))
+            .map(|(place, node)| (place, Arc::clone(node)))
+            .collect()
+    }
+
+    /// All that was granted.
+    pub(super) fn into_votes(mut self) -> Vec<(Arc<Node>, Vote)> {
+        self.add_late();
+        let answers = self.nodes.iter().cloned().zip(self.answers);
+        answers
+            .filter_map(|(node, answer)| Some((node, answer?.ok()?)))
+            .collect()
+    }
+}
+
+fn too_late() -> LockError {
+    Error::new(
+        ErrorKind::Timeout,
+        "the servers took longer than the lease lasts",
+    )
+    .into()
+}
