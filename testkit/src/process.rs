@@ -26,7 +26,12 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::guard::{Guard, Output};
+use rustix::process::{Signal, kill_process};
+
+use crate::{
+    bound::within,
+    guard::{Guard, Output},
+};
 
 /// What a line of a child's standard output starts with that is a result.
 const MARK: &str = "RESULT ";
@@ -125,6 +130,38 @@ impl Child {
     /// Kills the child as SIGKILL does: nothing of it runs any more once this returns.
     pub fn kill(self) {
         drop(self);
+    }
+
+    /// Stops the child as SIGSTOP does: it does nothing from when this returns, and knows nothing of it.
+    ///
+    /// # Panics
+    ///
+    /// If the child has ended.
+    pub async fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let stat = format!("/proc/{}/stat", self.pid());
+        within("the child to stop", async {
+            // The state is behind the name, which is in parentheses. Elsewhere than on Linux nothing tells.
+            while let Ok(stat) = std::fs::read_to_string(&stat)
+                && !stat.contains(") T ")
+            {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    /// Lets a frozen child go on.
+    ///
+    /// # Panics
+    ///
+    /// If the child has ended.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(self.guard.pid(), signal).expect("a child that lives");
     }
 
     /// Waits for the next result; `None` when the child has ended.

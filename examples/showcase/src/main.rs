@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run -p showcase
 //! curl -i http://127.0.0.1:3000/limited
+//! curl -i -X POST 'http://127.0.0.1:3000/jobs/report/run?ms=200'
 //! ```
 //!
 //! | variable | meaning | default |
@@ -15,6 +16,7 @@
 //!
 //! Exit codes: 0 after SIGTERM, 1 if it cannot start, 2 if the configuration is wrong.
 
+mod jobs;
 mod observe;
 mod routes;
 mod settings;

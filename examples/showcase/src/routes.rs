@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use redis_conn::{Backend, Error};
 use serde_json::json;
+use tower_distlock::Locks;
 use tower_ratelimit_redis::key::{self, KeyExtractor as _};
 use tower_ratelimit_redis::{Limiter, OnFailure, RateLimitLayer};
 
+use crate::jobs::Jobs;
 use crate::observe;
 use crate::settings::Settings;
 
@@ -31,8 +33,16 @@ pub(crate) fn router(
     let limit = RateLimitLayer::new(limiter, settings.policy.clone())
         .key(key::Header::new("x-api-key").or(key::PeerIp::default()));
 
+    let jobs = Jobs::new(Locks::new(backend)?);
+    let stats = {
+        let (jobs, instance) = (jobs.clone(), settings.instance.clone());
+        async move || Json(json!({"instance": instance, "locks": jobs.held()}))
+    };
+
     Ok(Router::new()
         .route("/limited", get(async || "ok").route_layer(limit))
+        .route("/stats", get(stats))
+        .merge(jobs.router())
         .merge(observe::router(backend, metrics, settings))
         .fallback(async || problem(StatusCode::NOT_FOUND))
         .method_not_allowed_fallback(async || problem(StatusCode::METHOD_NOT_ALLOWED)))
