@@ -170,12 +170,12 @@ async fn what_is_dropped_at_any_point_leaves_nothing() {
     assert!(locks.held().is_empty(), "nothing is renewed");
 
     // And with a connection that is held back: what was sent on it arrives when all is over.
-    proxy.blackhole_live();
+    proxy.set(Fault::FreezeAfter(0));
     for turn in 0..20 {
         let acquiring = locks.acquire(&format!("late:{turn}"), ttl(60));
         drop(timeout(Duration::from_millis(1), acquiring).await);
     }
-    proxy.set(Fault::None);
+    proxy.set(Fault::Pass);
     until("nothing is held", async || held(&server).await.is_empty()).await;
     assert!(locks.held().is_empty());
 }
@@ -317,10 +317,13 @@ async fn a_ttl_that_is_shorter_than_an_answer_is_no_lock() {
         .url()
         .replace(&server.addr().to_string(), &proxy.addr().to_string());
     let locks = locks(&through).await;
-    proxy.set(Fault::Delay(Duration::from_millis(60)));
+    proxy.set(Fault::Delay {
+        base: Duration::from_millis(60),
+        jitter: Duration::ZERO,
+    });
     let short = LockOptions::new().ttl(Duration::from_millis(20));
     let error = locks.try_acquire("a", short).await.unwrap_err();
     assert!(matches!(error, LockError::TtlTooShort { .. }), "{error}");
-    proxy.set(Fault::None);
+    proxy.set(Fault::Pass);
     until("it is free", async || !locks.is_locked("a").await.unwrap()).await;
 }

@@ -125,7 +125,8 @@ impl Record {
     ) -> Result<(Outcome, Option<Acquired>), Error> {
         self.age(now);
         let outcome = self.remove(now, terms);
-        if abandoned && self.fresh && self.holders.is_empty() {
+        let held = outcome == Outcome::Held;
+        if abandoned && held && self.fresh && self.holders.is_empty() {
             // Nobody has seen that fence.
             self.fence = 0;
         }
@@ -135,14 +136,17 @@ impl Record {
                 None
             }
             Next::Pass(terms, wake) | Next::Yield(terms, wake) => {
-                self.agrees(terms)?;
-                let first = matches!(next, Next::Pass(..))
-                    || self.waiters.iter().all(|other| other.owner == terms.owner);
-                if first && self.has_room(terms.mode, terms.seats) {
-                    self.waiters.retain(|waiter| waiter.owner != terms.owner);
-                    self.grant_to(now, terms);
-                } else {
-                    self.line_up(now, terms, wake);
+                // Asked for once more, it has it already.
+                if self.again(now, terms).is_none() {
+                    self.agrees(terms)?;
+                    let first = matches!(next, Next::Pass(..))
+                        || self.waiters.iter().all(|other| other.owner == terms.owner);
+                    if first && self.has_room(terms.mode, terms.seats) {
+                        self.waiters.retain(|waiter| waiter.owner != terms.owner);
+                        self.grant_to(now, terms);
+                    } else {
+                        self.line_up(now, terms, wake);
+                    }
                 }
                 self.hand_over(now, terms.owner, sent);
                 Some(self.answer(now, terms))
@@ -356,4 +360,58 @@ pub(crate) fn disagreement(held: Seats, asked: Seats) -> Error {
             words(asked)
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn terms(seats: u32, fence: FenceMode) -> Terms {
+        Terms {
+            owner: OwnerId::new(),
+            ttl: Duration::from_secs(30),
+            mode: match seats {
+                1 => Mode::Alone,
+                _ => Mode::Together,
+            },
+            seats: Seats::Some(seats),
+            fence,
+            instance: "here".into(),
+        }
+    }
+
+    const NOW: Now = Now { at: 5, wall: 7 };
+
+    /// It was seen by the one who held it, whoever gives up later.
+    #[test]
+    fn a_fence_is_forgotten_by_nobody_but_its_owner() {
+        let mut record = Record::default();
+        let (first, second) = (terms(1, FenceMode::Counter), terms(1, FenceMode::Counter));
+        let mut sent = Vec::new();
+        record.acquire(NOW, &first, None, &mut sent).unwrap();
+        let mut release = |terms, abandoned| {
+            let released = record.release(NOW, terms, abandoned, Next::InLine, &mut sent);
+            released.unwrap().0
+        };
+        assert_eq!(release(&first, false), Outcome::Held);
+        assert_eq!(release(&second, true), Outcome::Absent);
+        let acquired = record.acquire(NOW, &second, None, &mut sent).unwrap();
+        assert_eq!(acquired, Acquired::Granted(Grant { fence: 2, at: 5 }));
+    }
+
+    #[test]
+    fn who_was_passed_a_seat_has_one_however_often_that_is_sent() {
+        let mut record = Record::default();
+        let (first, heir) = (terms(3, FenceMode::Clock), terms(3, FenceMode::Clock));
+        let mut sent = Vec::new();
+        record.acquire(NOW, &first, None, &mut sent).unwrap();
+        for _ in 0..2 {
+            let next = Next::Pass(&heir, "wake");
+            let released = record.release(NOW, &first, false, next, &mut sent);
+            let granted = Acquired::Granted(Grant { fence: 8, at: 5 });
+            assert_eq!(released.unwrap().1, Some(granted));
+        }
+        assert_eq!(record.holders.len(), 1);
+        assert!(record.waiters.is_empty());
+    }
 }

@@ -1,1 +1,235 @@
-//! The store of the Redis backend.
+//! The store of the Redis backend: one script call for each operation.
+
+mod list;
+mod scripts;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+use redis_conn::{
+    Backend, Error, ErrorKind, Layout,
+    raw::{Class, Redis, Reply, Script, ScriptCall},
+};
+use tokio::time::Instant;
+
+use self::{
+    scripts::{ACQUIRE, FORCE, LOOK, RELEASE, RENEW},
+    wire::{Answer, asking, corrupt, outcome},
+};
+use super::{Acquired, Next, Outcome, Seen, Store};
+use crate::{OwnerId, name::Name, terms::Terms};
+
+const LAYOUT: Layout = Layout {
+    letter: 'l',
+    version: 1,
+};
+/// How many leases one call prolongs.
+const BATCH: usize = 256;
+/// How many calls are under way for one operation.
+const CONCURRENT: usize = 64;
+
+/// Locks under the keys of a hash tag for each name. The server's clock decides.
+#[derive(Debug)]
+pub(crate) struct RedisStore {
+    backend: Backend,
+    redis: Redis,
+}
+
+/// The keys of a lock.
+struct Keys {
+    /// All but the end.
+    stem: String,
+    held: String,
+    line: String,
+    who: String,
+}
+
+impl Keys {
+    fn new(backend: &Backend, tag: &str) -> Self {
+        let stem = backend.key(LAYOUT, tag, "");
+        let key = |rest: &str| [stem.as_str(), rest].concat();
+        Self {
+            held: key("held"),
+            line: key("line"),
+            who: key("who"),
+            stem,
+        }
+    }
+
+    /// Where it is noted that this owner wants it no more.
+    fn mark(&self, owner: OwnerId) -> String {
+        format!("{}x:{owner}", self.stem)
+    }
+}
+
+impl RedisStore {
+    pub(crate) fn new(backend: &Backend, redis: &Redis) -> Self {
+        Self {
+            backend: backend.clone(),
+            redis: redis.clone(),
+        }
+    }
+
+    fn keys(&self, name: &Name) -> Keys {
+        Keys::new(&self.backend, name.tag())
+    }
+
+    /// All about one lock goes one way: what lets go of it must not come before what asked for it.
+    fn script(&self, script: &'static Script, keys: &[&str]) -> ScriptCall<'_> {
+        self.redis
+            .script(script, Class::Idempotent, keys)
+            .in_order()
+    }
+
+    /// Who asks, and where it is told of a grant.
+    async fn waiting<'a>(
+        &self,
+        call: ScriptCall<'a>,
+        terms: &Terms,
+        wake: &str,
+        until: Instant,
+    ) -> Result<ScriptCall<'a>, Error> {
+        let command = self.redis.publish_command(left(until)).await?;
+        let call = asking(call, terms).arg(command);
+        Ok(call.arg(self.backend.channel(wake)))
+    }
+
+    async fn renew_some(
+        &self,
+        leases: &[(Name, Terms)],
+        deadline: Duration,
+    ) -> Result<Vec<Outcome>, Error> {
+        let held = |(name, _): &(Name, Terms)| self.keys(name).held;
+        let keys: Vec<String> = leases.iter().map(held).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let mut call = self.script(&RENEW, &keys);
+        for (_, terms) in leases {
+            call = call.arg(wire::packed(terms));
+        }
+        let outcomes = run(call, deadline).await?.list()?;
+        if outcomes.len() != leases.len() {
+            return Err(corrupt());
+        }
+        let told = |reply: Reply| match reply.int()? {
+            // A later version has it. The others are not to be lost for that.
+            -1 => Ok(Outcome::Other),
+            number => outcome(number),
+        };
+        outcomes.into_iter().map(told).collect()
+    }
+
+    async fn look_at(&self, keys: &Keys, deadline: Duration) -> Result<Seen, Error> {
+        let call = self.script(&LOOK, &[&keys.held, &keys.line, &keys.who]);
+        Answer::of(run(call, deadline).await?)?.seen()
+    }
+}
+
+fn left(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now())
+}
+
+async fn run(call: ScriptCall<'_>, deadline: Duration) -> Result<Reply, Error> {
+    call.run(deadline).await.map_err(|error| {
+        // Something that is no lock is stored under one of the keys.
+        let foreign = matches!(error.kind(), ErrorKind::Server(prefix) if &**prefix == "WRONGTYPE");
+        match foreign {
+            true => corrupt().with_source(error),
+            false => error,
+        }
+    })
+}
+
+impl Store for RedisStore {
+    async fn acquire(
+        &self,
+        name: &Name,
+        terms: &Terms,
+        wake: Option<&str>,
+        deadline: Duration,
+    ) -> Result<Acquired, Error> {
+        let until = Instant::now() + deadline;
+        let keys = self.keys(name);
+        let mark = keys.mark(terms.owner);
+        let call = self.script(&ACQUIRE, &[&keys.held, &keys.line, &keys.who, &mark]);
+        let call = match wake {
+            Some(wake) => self.waiting(call, terms, wake, until).await?,
+            None => asking(call, terms),
+        };
+        Answer::of(run(call, left(until)).await?)?.acquired(terms)
+    }
+
+    async fn release(
+        &self,
+        name: &Name,
+        terms: &Terms,
+        abandoned: bool,
+        next: Next<'_>,
+        deadline: Duration,
+    ) -> Result<(Outcome, Option<Acquired>), Error> {
+        let until = Instant::now() + deadline;
+        let keys = self.keys(name);
+        let mark = keys.mark(terms.owner);
+        let Keys {
+            held, line, who, ..
+        } = &keys;
+        let begin = |keys: &[&str]| {
+            self.script(&RELEASE, keys)
+                .arg(wire::packed(terms))
+                .int(wire::memory(terms))
+                .arg(if abandoned { "a" } else { "r" })
+                .int(wire::ttl_millis(terms))
+        };
+        let (how, heir, wake) = match next {
+            Next::InLine => {
+                let reply = run(begin(&[held, line, who, &mark]), left(until)).await?;
+                return Ok((outcome(reply.int()?)?, None));
+            }
+            Next::Pass(heir, wake) => ("p", heir, wake),
+            Next::Yield(heir, wake) => ("y", heir, wake),
+        };
+        let call = begin(&[held, line, who, &mark, &keys.mark(heir.owner)]).arg(how);
+        let call = self.waiting(call, heir, wake, until).await?;
+        let (outcome, acquired) = Answer::of(run(call, left(until)).await?)?.released(heir)?;
+        Ok((outcome, Some(acquired)))
+    }
+
+    async fn renew(
+        &self,
+        leases: &[(Name, Terms)],
+        deadline: Duration,
+    ) -> Result<Vec<Outcome>, Error> {
+        // On a cluster one call has keys of one slot.
+        let size = match self.backend.kind() {
+            "redis-cluster" => 1,
+            _ => BATCH,
+        };
+        let renewals = leases.chunks(size);
+        let renewals: Vec<_> = renewals
+            .map(|some| self.renew_some(some, deadline))
+            .collect();
+        // All are sent, whatever comes of one.
+        let renewals = stream::iter(renewals).buffered(CONCURRENT);
+        let renewed: Vec<_> = renewals.collect().await;
+        let renewed: Result<Vec<_>, _> = renewed.into_iter().collect();
+        Ok(renewed?.concat())
+    }
+
+    async fn look(&self, name: &Name, deadline: Duration) -> Result<Seen, Error> {
+        self.look_at(&self.keys(name), deadline).await
+    }
+
+    async fn force(&self, name: &Name, deadline: Duration) -> Result<Vec<OwnerId>, Error> {
+        let Keys {
+            held, line, who, ..
+        } = &self.keys(name);
+        let call = self.script(&FORCE, &[held, line, who]);
+        Answer::of(run(call, deadline).await?)?.owners()
+    }
+
+    async fn list(&self, prefix: &str, deadline: Duration) -> Result<Vec<String>, Error> {
+        self.held_with(prefix, Instant::now() + deadline).await
+    }
+}

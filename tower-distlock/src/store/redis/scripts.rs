@@ -1,0 +1,16 @@
+//! The scripts, made of the files below lua/.
+
+use redis_conn::raw::Script;
+
+/// A script of these files. It is one text for the life of the program, so that servers know it.
+macro_rules! script {
+    ($($file:literal)+) => {
+        Script::new(concat!($(include_str!(concat!("../lua/", $file, ".lua"))),+))
+    };
+}
+
+pub(super) static ACQUIRE: Script = script!("head" "acquire" "record" "line" "ask");
+pub(super) static RELEASE: Script = script!("head" "release" "record" "line" "leave");
+pub(super) static RENEW: Script = script!("head" "record" "renew");
+pub(super) static LOOK: Script = script!("head" "record" "look");
+pub(super) static FORCE: Script = script!("head" "record" "line" "force");
