@@ -261,6 +261,12 @@ impl Backend {
         self.namespace.key(layout, tag, rest)
     }
 
+    /// The channel that the bus of this namespace uses for a name, for a script that publishes.
+    #[doc(hidden)]
+    pub fn channel(&self, name: &str) -> String {
+        self.namespace.channel(name)
+    }
+
     /// State that all handles of this backend and namespace share in this process.
     ///
     /// # Errors

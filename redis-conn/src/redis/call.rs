@@ -20,6 +20,7 @@ pub struct Call {
     /// Which argument is the key, the name of the command being the first.
     key: Option<usize>,
     replica: bool,
+    ordered: bool,
 }
 
 impl Call {
@@ -30,6 +31,7 @@ impl Call {
             class,
             key: None,
             replica: false,
+            ordered: false,
         }
     }
 
@@ -46,6 +48,14 @@ impl Call {
     #[must_use]
     pub fn from_replica(mut self) -> Self {
         self.replica = self.class == Class::Idempotent;
+        self
+    }
+
+    /// Sends it on the same connection as all others of this kind whose first key is in the same slot, so that the server has them in the
+    /// order in which they were sent. Only while that connection is down do they take another.
+    #[must_use]
+    pub fn in_order(mut self) -> Self {
+        self.ordered = true;
         self
     }
 
@@ -72,6 +82,7 @@ impl Call {
         });
         Self {
             key: self.key,
+            ordered: self.ordered,
             ..rest.fold(Self::new("EVAL", self.class).arg(text), Self::arg)
         }
     }
@@ -107,6 +118,7 @@ impl Call {
             command: &self.command,
             class: self.class,
             asking: false,
+            order: self.first_key().filter(|_| self.ordered),
             limits,
         }
     }

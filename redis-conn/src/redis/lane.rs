@@ -58,6 +58,8 @@ pub(super) struct Attempt<'a> {
     pub(super) class: Class,
     /// The slot of the key is on its way to this node.
     pub(super) asking: bool,
+    /// All commands of its slot take one lane.
+    pub(super) order: Option<&'a [u8]>,
     pub(super) limits: Limits,
 }
 

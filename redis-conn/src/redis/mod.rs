@@ -13,6 +13,7 @@ mod link;
 mod node;
 mod pool;
 mod probe;
+mod publish;
 mod pubsub;
 mod retry;
 mod script;
@@ -271,6 +272,35 @@ impl Redis {
                 cluster.node_of(key, deadline).await.map_err(|f| f.error)?
             }
         };
+        self.check_out(&node, deadline).await
+    }
+
+    /// Takes a connection that nobody else uses to each server that has keys.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`dedicated`](Self::dedicated), if one of the servers has none.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn dedicated_to_each(&self, deadline: Duration) -> Result<Vec<Dedicated>, Error> {
+        let deadline = deadline::after(deadline);
+        let nodes = match &self.inner.topology {
+            Topology::One(node) => vec![Arc::clone(node)],
+            Topology::Cluster(cluster) => {
+                let map = cluster.map(deadline).await.map_err(|f| f.error)?;
+                map.primary_nodes().cloned().collect()
+            }
+        };
+        let mut connections = Vec::with_capacity(nodes.len());
+        for node in &nodes {
+            connections.push(self.check_out(node, deadline).await?);
+        }
+        Ok(connections)
+    }
+
+    async fn check_out(&self, node: &Node, deadline: Instant) -> Result<Dedicated, Error> {
         if self.inner.context.closed.is_cancelled() {
             return Err(closed());
         }
@@ -312,49 +342,6 @@ impl Redis {
             Topology::One(node) => node.want(),
             Topology::Cluster(cluster) => cluster.want(),
         }
-    }
-
-    pub(crate) async fn publish(&self, channel: &str, frame: &[u8]) -> Result<(), Error> {
-        let end = deadline::after(self.command_timeout());
-        let name = match &self.inner.topology {
-            Topology::Cluster(cluster) if self.is_sharded(cluster, end).await? => "SPUBLISH",
-            _ => "PUBLISH",
-        };
-        // Any node of an older cluster takes it, but two could pass it on in another order.
-        let call = Call::new(name, Class::AtMostOnce).key(channel);
-        self.call(call.arg(frame), end.duration_since(Instant::now()))
-            .await
-            .map(drop)
-    }
-
-    /// Whether those who listen do so in the slot of their channel. Before that is known nothing can be published that they hear.
-    async fn is_sharded(&self, cluster: &Cluster, deadline: Instant) -> Result<bool, Error> {
-        if self.inner.context.closed.is_cancelled() {
-            return Err(closed());
-        }
-        let config = self.inner.context.dialer.config();
-        let mut retries = Retries::new(config, Class::AtMostOnce, deadline, true);
-        loop {
-            let failure = match cluster.map(deadline).await {
-                Ok(map) => return Ok(map.is_sharded()),
-                Err(failure) => failure,
-            };
-            match retries.after(&failure) {
-                Next::After(pause) => sleep(pause).await,
-                Next::Fail | Next::Follow(..) => return Err(failure.error),
-            }
-        }
-    }
-
-    pub(crate) async fn listen(&self, channel: &Arc<str>) -> Result<(), Error> {
-        self.inner
-            .pubsub
-            .listen(channel, self.command_timeout())
-            .await
-    }
-
-    pub(crate) fn unlisten(&self, channel: &Arc<str>) {
-        self.inner.pubsub.unlisten(channel);
     }
 
     /// Lets what is in flight finish until `end`, then ends all connections. The token given to `start` is cancelled already.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context,
+    cluster::slot,
     dial::Purpose,
     fault::{Blame, Failure},
     greeting::Version,
@@ -74,7 +75,7 @@ impl Node {
     /// Sends one command once.
     pub(super) async fn exchange(&self, attempt: Attempt<'_>) -> Result<Value, Failure> {
         self.context.telemetry.sent_to(&self.target);
-        let answered = self.lane().exchange(attempt).await;
+        let answered = self.lane(attempt.order).exchange(attempt).await;
         if let Err(failure) = &answered {
             self.observe(failure);
         }
@@ -88,12 +89,15 @@ impl Node {
         }
     }
 
-    fn lane(&self) -> &Lane {
+    fn lane(&self, order: Option<&[u8]>) -> &Lane {
         let lanes = &self.lanes;
         match &**lanes {
             [only] => only,
             _ => {
-                let first = self.next.fetch_add(1, Ordering::Relaxed);
+                let first = match order {
+                    Some(key) => usize::from(slot::of(key)),
+                    None => self.next.fetch_add(1, Ordering::Relaxed),
+                };
                 let at = |turn: usize| &lanes[first.wrapping_add(turn) % lanes.len()];
                 // One that is being connected must not cost the calls that the others can take.
                 let up = (0..lanes.len()).map(at).find(|lane| lane.is_up());

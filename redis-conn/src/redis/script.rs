@@ -119,6 +119,13 @@ impl ScriptCall<'_> {
         self
     }
 
+    /// Sends it in one order with others, see [`Call::in_order`].
+    #[must_use]
+    pub fn in_order(mut self) -> Self {
+        self.call = self.call.in_order();
+        self
+    }
+
     /// Sends it: `EVALSHA`, and once more as `EVAL` if the server answered that it does not know the script, which also means
     /// that it did not run.
     ///

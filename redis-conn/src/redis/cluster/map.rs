@@ -87,6 +87,10 @@ impl Map {
         self.shard(slot).map(|shard| &shard.endpoint)
     }
 
+    pub(in crate::redis) fn primary_nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.shards.iter().map(|shard| &shard.primary)
+    }
+
     /// The node to read from. Replicas that are not connected are passed over; if none is left, the primary answers.
     pub(super) fn reader(&self, slot: u16, reads: ScaleReads) -> Option<Arc<Node>> {
         let shard = self.shard(slot)?;
