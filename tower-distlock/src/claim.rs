@@ -66,6 +66,7 @@ impl Claim {
         };
         let begun = Instant::now();
         let alone = mode == Mode::Alone && !options.fair;
+        let mut failed = None;
         let last = if alone && shared.lines.has_waiters(&claim.name) && options.wait != Wait::Once {
             // Whoever of this process came before has its turn first.
             String::new()
@@ -82,7 +83,10 @@ impl Claim {
                     }
                     owner
                 }
-                Err(error) if error.is_outage() && options.wait != Wait::Once => String::new(),
+                Err(error) if error.is_outage() && options.wait != Wait::Once => {
+                    failed = Some(error);
+                    String::new()
+                }
                 Err(error) => return Err(error),
             }
         };
@@ -96,7 +100,7 @@ impl Claim {
             begun,
             until,
             owner: last,
-            failed: None,
+            failed,
         };
         waiting.run(alone).await?;
         Ok(claim)
@@ -111,10 +115,14 @@ impl Claim {
         let shared = Arc::clone(&self.shared);
         let sent = shared.now();
         self.state = State::Asked { unanswered: true };
-        let acquired = shared
+        let asking = shared
             .store
-            .acquire(&self.name, &self.terms, wake, shared.timeout)
-            .await?;
+            .acquire(&self.name, &self.terms, wake, shared.timeout);
+        let hearing = async {
+            shared.hear_of_force().await;
+            Ok(())
+        };
+        let (acquired, ()) = tokio::try_join!(asking, hearing)?;
         self.state = match (&acquired, wake) {
             (Acquired::Busy(_), None) => State::Nothing,
             _ => State::Asked { unanswered: false },
@@ -169,7 +177,6 @@ impl Claim {
             warn_at: since.at.checked_add(options.warn_after),
         };
         self.shared.lines.hold(&self.name);
-        self.shared.hear_of_force();
         self.shared.watchdog.watch(&self.shared, watched);
         self.state = State::Held(lease, grant.fence);
         Ok(())

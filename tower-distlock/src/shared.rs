@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::{StreamExt as _, stream};
 use redis_conn::{Backend, Check, Drain, Error, Part, Phase, Status, raw::Tasks};
+use tokio::sync::oneshot;
 
 use crate::{
     LockOptions, LostReason,
@@ -26,6 +27,8 @@ use crate::{
 
 /// The longest name of an instance that is stored.
 const INSTANCE: usize = 64;
+/// How long is waited before it is tried again to listen.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// How long is waited before something is tried again that failed.
 pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 
@@ -83,19 +86,26 @@ impl Shared {
         Ok(shared)
     }
 
-    /// Has this process hear of locks that are taken from it by force. Without that it hears of them when it renews them.
-    pub(crate) fn hear_of_force(&self) {
-        if !self.hears.swap(true, Ordering::Relaxed)
-            && let Some(shared) = self.me.upgrade()
-        {
-            let listening = async move {
-                if let Err(error) = shared.mail.listen().await {
-                    event!(warn, "no word of locks taken by force: {error}");
-                    shared.hears.store(!is_outage(&error), Ordering::Relaxed);
-                }
-            };
-            self.tasks.follow(listening);
+    /// Has this process hear of locks that are taken from it by force: from the first acquisition on, which waits for that. If it does
+    /// not come about, it is tried again without anybody who waits; until then a holder hears of it when it renews.
+    pub(crate) async fn hear_of_force(&self) {
+        if self.hears.swap(true, Ordering::Relaxed) {
+            return;
         }
+        let Some(shared) = self.me.upgrade() else {
+            return;
+        };
+        let (heard, hears) = oneshot::channel();
+        let listening = async move {
+            while let Err(error) = shared.mail.listen().await {
+                event!(warn, "no word of locks taken by force: {error}");
+                tokio::time::sleep(LISTEN_AGAIN).await;
+            }
+            // Whoever waited may have given up.
+            let _ = heard.send(());
+        };
+        self.tasks.follow(listening);
+        let _ = tokio::time::timeout(self.timeout, hears).await;
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -123,14 +123,11 @@ async fn connections_that_are_cut_lose_no_lock() {
         reason = guard.lost() => panic!("{reason}"),
         () = cutting => {}
     }
-    let holders = timeout(HANG, async {
-        loop {
-            if let Ok(holders) = locks.holders("a").await {
-                return holders;
-            }
-        }
-    });
-    assert_eq!(holders.await.unwrap()[0].fence, fence);
+    until("it is held still", async || {
+        let holders = locks.holders("a").await;
+        holders.is_ok_and(|holders| holders[0].fence == fence)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -172,7 +169,8 @@ async fn what_is_dropped_at_any_point_leaves_nothing() {
     // And with a connection that is held back: what was sent on it arrives when all is over.
     proxy.set(Fault::FreezeAfter(0));
     for turn in 0..20 {
-        let acquiring = locks.acquire(&format!("late:{turn}"), ttl(60));
+        let name = format!("late:{turn}");
+        let acquiring = locks.acquire(&name, ttl(60));
         drop(timeout(Duration::from_millis(1), acquiring).await);
     }
     proxy.set(Fault::Pass);
@@ -306,7 +304,7 @@ async fn who_waits_goes_on_when_the_server_is_back() {
     let waiting = tokio::spawn(async move { two.acquire("a", ttl(2).wait(HANG)).await });
     until("it waits", async || one.is_locked("a").await.unwrap()).await;
     server.restart().await;
-    timeout(HANG, waiting).await.unwrap().unwrap().unwrap();
+    drop(timeout(HANG, waiting).await.unwrap().unwrap().unwrap());
 }
 
 #[tokio::test]

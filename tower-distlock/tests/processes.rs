@@ -1,5 +1,5 @@
 //! Locks over several processes, which are really killed and really stopped.
-#![cfg(feature = "sqlite")]
+#![cfg(all(feature = "redis", feature = "sqlite"))]
 #![allow(
     clippy::unwrap_used,
     reason = "what cannot be unwrapped fails the test"

@@ -162,6 +162,7 @@ impl Reply {
             ::redis::Value::BulkString(bytes) => Ok(Some(bytes)),
             ::redis::Value::SimpleString(text) => Ok(Some(text.into_bytes())),
             ::redis::Value::Okay => Ok(Some(b"OK".to_vec())),
+            ::redis::Value::VerbatimString { text, .. } => Ok(Some(text.into_bytes())),
             _ => Err(self.unexpected("a string")),
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use redis_conn::{
     Backend, Error, ErrorKind, Layout,
-    raw::{Class, Redis, Reply, Script, ScriptCall},
+    raw::{Call, Class, Redis, Reply, Script, ScriptCall},
 };
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ use self::{
     scripts::{ACQUIRE, FORCE, LOOK, RELEASE, RENEW},
     wire::{Answer, asking, corrupt, outcome},
 };
-use super::{Acquired, Next, Outcome, Seen, Store};
+use super::{Acquired, Birth, Next, Outcome, Seen, Store};
 use crate::{OwnerId, name::Name, terms::Terms};
 
 const LAYOUT: Layout = Layout {
@@ -95,6 +95,26 @@ impl RedisStore {
         let command = self.redis.publish_command(left(until)).await?;
         let call = asking(call, terms).arg(command);
         Ok(call.arg(self.backend.channel(wake)))
+    }
+
+    /// Which run of the server this is, and for how long it has been up.
+    pub(crate) async fn birth(&self, deadline: Duration) -> Result<Birth, Error> {
+        let call = Call::new("INFO", Class::Idempotent).arg("server");
+        let info = self.redis.call(call, deadline).await?.bytes()?;
+        let info = String::from_utf8_lossy(&info.unwrap_or_default()).into_owned();
+        let field = |name: &str| {
+            let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+            lines
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| value)
+        };
+        let up = field("uptime_in_seconds").and_then(|up| up.parse().ok());
+        let birth = field("run_id").zip(up).map(|(run, up)| Birth {
+            run: run.to_owned(),
+            up: Duration::from_secs(up),
+        });
+        let text = "INFO does not tell the run_id and the uptime_in_seconds of the server";
+        birth.ok_or_else(|| Error::new(ErrorKind::Corrupt, text))
     }
 
     async fn renew_some(
