@@ -12,7 +12,8 @@ use tokio::{
 use crate::{
     LockError, LockOptions,
     lease::{Lease, Moment},
-    line::{Waiter, Word},
+    line::{Place, Waiter, Word},
+    mail::Addressee,
     name::Name,
     options::Wait,
     owner::random,
@@ -65,31 +66,25 @@ impl Claim {
             state: State::Nothing,
         };
         let begun = Instant::now();
+        let waits = options.wait != Wait::Once;
         let alone = mode == Mode::Alone && !options.fair;
-        let mut failed = None;
-        let last = if alone && shared.lines.has_waiters(&claim.name) && options.wait != Wait::Once {
-            // Whoever of this process came before has its turn first.
-            String::new()
-        } else {
+        // Whoever of this process came before has its turn first, and who waits in order of arrival begins at once.
+        let lines_up = waits && (options.fair || alone && shared.lines.has_waiters(&claim.name));
+        let mut met = Met::default();
+        if !lines_up {
             match claim.ask(None, options).await {
                 Ok(None) => return Ok(claim),
-                Ok(Some(Busy {
-                    remaining,
-                    instance: owner,
-                    ..
-                })) => {
-                    if options.wait == Wait::Once {
-                        return Err(LockError::NotAcquired { owner, remaining });
-                    }
-                    owner
+                Ok(Some(busy)) if waits => met.owner = busy.instance,
+                Ok(Some(busy)) => {
+                    return Err(LockError::NotAcquired {
+                        owner: busy.instance,
+                        remaining: busy.remaining,
+                    });
                 }
-                Err(error) if error.is_outage() && options.wait != Wait::Once => {
-                    failed = Some(error);
-                    String::new()
-                }
+                Err(error) if error.is_outage() && waits => met.failure = Some(error),
                 Err(error) => return Err(error),
             }
-        };
+        }
         let until = match options.wait {
             Wait::For(wait) => begun.checked_add(wait),
             Wait::Once | Wait::Forever => None,
@@ -97,13 +92,17 @@ impl Claim {
         let waiting = Waiting {
             claim: &mut claim,
             options,
-            begun,
             until,
-            owner: last,
-            failed,
+            asked: None,
+            met,
         };
-        waiting.run(alone).await?;
-        Ok(claim)
+        match waiting.run(alone).await? {
+            Ok(()) => Ok(claim),
+            Err(met) => Err(met.failure.unwrap_or(LockError::TimedOut {
+                waited: begun.elapsed(),
+                owner: met.owner,
+            })),
+        }
     }
 
     /// Asks the store once. `None` if it is granted.
@@ -244,27 +243,42 @@ impl Drop for Claim {
     }
 }
 
+/// What somebody met who waits.
+#[derive(Default)]
+struct Met {
+    /// Who held it last.
+    owner: String,
+    /// Why the store could not be asked the last time.
+    failure: Option<LockError>,
+}
+
 /// Somebody who waits for a lock.
 struct Waiting<'a> {
     claim: &'a mut Claim,
     options: &'a LockOptions,
-    begun: Instant,
     until: Option<Instant>,
-    /// Who held it last.
-    owner: String,
-    /// Why the store could not be asked last.
-    failed: Option<LockError>,
+    asked: Option<Asked>,
+    met: Met,
 }
 
-/// When the store was asked for a place in line, by both clocks.
+/// When the store was asked for a place in line first, by both clocks.
 #[derive(Clone, Copy)]
 struct Asked {
     sent: Moment,
     at: u64,
 }
 
+/// What came of asking for a place in line.
+enum Asking {
+    Granted,
+    /// It is asked again after so long, if nothing comes before.
+    Again(Duration),
+    Late,
+}
+
 impl Waiting<'_> {
-    async fn run(mut self, alone: bool) -> Result<(), LockError> {
+    /// Waits until it is granted, or too late.
+    async fn run(mut self, alone: bool) -> Result<Result<(), Met>, LockError> {
         let shared = Arc::clone(&self.claim.shared);
         let name = self.claim.name.clone();
         let (words, mut heard) = mpsc::unbounded_channel();
@@ -281,62 +295,75 @@ impl Waiting<'_> {
         if matches!(self.claim.state, State::Nothing) {
             self.claim.state = State::Asked { unanswered: false };
         }
-        let (mut first_asked, mut is_due) = (None, false);
+        let mut is_due = false;
         loop {
-            let is_next = place.as_ref().is_none_or(|place| place.is_first());
+            let is_next = place.as_ref().is_none_or(Place::is_first);
             let pause = if !is_next {
                 None
             } else if alone && !is_due && shared.lines.is_held(&name) {
                 // Whoever of this process holds it hands it over, or has it stand in line. Then a grant may be sent.
-                if let Err(error) = mail.listen().await {
-                    self.failed = Some(error.into());
-                }
+                self.met.failure = mail.listen().await.err().map(LockError::from);
                 Some(FALLBACK)
             } else {
-                let mut asking = std::pin::pin!(async {
-                    mail.listen().await?;
-                    let sent = shared.now();
-                    let busy = self.claim.ask(Some(mail.channel()), self.options).await?;
-                    Ok((sent, busy))
-                });
-                let asked = match self.until {
-                    Some(until) => timeout_at(until, asking.as_mut()).await.ok(),
-                    None => Some(asking.as_mut().await),
-                };
-                match asked {
-                    None => None,
-                    Some(Ok((_, None))) => return Ok(()),
-                    Some(Ok((sent, Some(busy)))) => {
-                        first_asked.get_or_insert(Asked { sent, at: busy.at });
-                        self.failed = None;
-                        self.owner = busy.instance;
-                        Some(busy.remaining.min(FALLBACK) + jitter())
-                    }
-                    Some(Err(error)) if LockError::is_outage(&error) => {
-                        self.failed = Some(error);
-                        Some(PAUSE + jitter())
-                    }
-                    Some(Err(error)) => return Err(error),
+                match self.ask(&mail).await? {
+                    Asking::Granted => return Ok(Ok(())),
+                    Asking::Again(pause) => Some(pause),
+                    Asking::Late => return Ok(Err(self.met)),
                 }
             };
             is_due = false;
             tokio::select! {
                 biased;
                 word = heard.recv() => match word {
-                    Some(Word::Handed(grant, sent)) => return self.handed(grant, sent),
+                    Some(Word::Handed(grant, sent)) => return self.handed(grant, sent).map(Ok),
                     Some(Word::InLine(sent, at)) => {
-                        first_asked.get_or_insert(Asked { sent, at });
+                        self.asked.get_or_insert(Asked { sent, at });
                     }
-                    Some(Word::Sent(grant, received)) => match first_asked {
-                        Some(asked) => return self.sent(grant, received, asked),
+                    Some(Word::Sent(grant, received)) => match self.asked {
+                        Some(asked) => return self.sent(grant, received, asked).map(Ok),
                         // Its time is not known: asking again tells.
                         None => is_due = true,
                     },
                     Some(Word::Ask) | None => {}
                 },
-                () = optional(self.until) => return Err(self.timed_out()),
+                () = optional(self.until) => return Ok(Err(self.met)),
                 () = after(pause) => is_due = true,
             }
+        }
+    }
+
+    /// Asks for a place in line, or is heard of there again.
+    async fn ask(&mut self, mail: &Addressee<'_>) -> Result<Asking, LockError> {
+        let (claim, options) = (&mut *self.claim, self.options);
+        let asking = async {
+            mail.listen().await?;
+            let sent = claim.shared.now();
+            let busy = claim.ask(Some(mail.channel()), options).await?;
+            Ok((sent, busy))
+        };
+        let asked = match self.until {
+            Some(until) => match timeout_at(until, asking).await {
+                Ok(asked) => asked,
+                Err(_) => return Ok(Asking::Late),
+            },
+            None => asking.await,
+        };
+        match asked {
+            Ok((_, None)) => Ok(Asking::Granted),
+            Ok((sent, Some(busy))) => {
+                self.asked.get_or_insert(Asked { sent, at: busy.at });
+                let pause = (busy.remaining + jitter(20)).min(FALLBACK + jitter(250));
+                self.met = Met {
+                    owner: busy.instance,
+                    failure: None,
+                };
+                Ok(Asking::Again(pause))
+            }
+            Err(error) if LockError::is_outage(&error) => {
+                self.met.failure = Some(error);
+                Ok(Asking::Again(PAUSE + jitter(20)))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -352,18 +379,11 @@ impl Waiting<'_> {
         let until = granted.end_of(self.claim.terms.ttl.min(CLAIM));
         self.claim.granted(grant, granted, until, self.options)
     }
-
-    fn timed_out(self) -> LockError {
-        self.failed.unwrap_or(LockError::TimedOut {
-            waited: self.begun.elapsed(),
-            owner: self.owner,
-        })
-    }
 }
 
-/// Not all ask at the same time.
-fn jitter() -> Duration {
-    Duration::from_micros(1_000 + random() % 19_000)
+/// Up to so many milliseconds, so that not all ask at the same time.
+fn jitter(millis: u64) -> Duration {
+    Duration::from_micros(random() % (millis * 1_000))
 }
 
 async fn optional(until: Option<Instant>) {

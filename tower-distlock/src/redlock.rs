@@ -4,7 +4,7 @@
 //! the same time and none is waited for beyond its deadline, the time that the question took is taken off the lease, a refusal leaves
 //! nothing anywhere, and a server that was started lately has no vote.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use redis_conn::{Backend, Error, ErrorKind};
 use tokio::{
@@ -94,6 +94,7 @@ impl Redlock {
     ) -> Result<RedlockGuard, LockError> {
         options.check()?;
         let (name, begun) = (Name::new(name)?, Instant::now());
+        self.introduce(options.ttl).await?;
         loop {
             let error = match self.round(&name, &options).await {
                 Ok(votes) => return Ok(RedlockGuard::new(votes, name, options)),
@@ -115,6 +116,25 @@ impl Redlock {
         }
     }
 
+    /// Has servers say which they are, each until it has answered once.
+    ///
+    /// # Errors
+    ///
+    /// `Config` if two are the same.
+    async fn introduce(&self, ttl: Duration) -> Result<(), Error> {
+        let nodes = self.nodes.iter().map(|node| node.introduce(ttl));
+        futures_util::future::join_all(nodes).await;
+        let runs: Vec<_> = self.nodes.iter().filter_map(|node| node.run()).collect();
+        let distinct: HashSet<_> = runs.iter().collect();
+        if distinct.len() < runs.len() {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "two backends lead to the same server: expected each to be another one",
+            ));
+        }
+        Ok(())
+    }
+
     /// Asks all servers once.
     async fn round(&self, name: &Name, options: &LockOptions) -> Result<Votes, LockError> {
         let (votes, mut heard) = mpsc::unbounded_channel();
@@ -132,7 +152,7 @@ impl Redlock {
         drop(votes);
         let mut counted = Votes::new(&self.nodes);
         while let Some((place, vote)) = heard.recv().await {
-            counted.add(place, vote)?;
+            counted.add(place, vote);
             if counted.is_decided(self.quorum()) {
                 break;
             }

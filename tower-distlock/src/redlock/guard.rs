@@ -104,9 +104,9 @@ impl RedlockGuard {
         };
         let (mut held, mut other, mut error) = (0, 0, None);
         let patience = Node::patience(self.held.options.ttl);
-        let releases = votes.into_votes().into_iter().filter_map(|(node, vote)| {
+        let releases = votes.into_votes().into_iter().filter_map(|(node, claim)| {
             // Each goes on when this does not wait any more.
-            node.shared.tasks.spawn(vote.claim.release())
+            node.shared.tasks.spawn(claim.release())
         });
         let mut releases: FuturesUnordered<_> = releases.collect();
         let count = async {
@@ -176,8 +176,8 @@ async fn repair(held: Weak<Held>) {
         });
         for (place, vote) in futures_util::future::join_all(asking).await {
             // One that refuses still has no vote; one that is released meanwhile is let go of.
-            if let (Ok(vote), Some(votes)) = (vote, held.votes().as_mut()) {
-                let _ = votes.add(place, Ok(vote));
+            if let (Ok(claim), Some(votes)) = (vote, held.votes().as_mut()) {
+                votes.add(place, Ok(claim));
             }
         }
     }

@@ -1,6 +1,9 @@
 //! One of the servers of a Redlock.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use redis_conn::{Backend, Error, ErrorKind};
 use tokio::time::timeout;
@@ -22,24 +25,39 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 pub(super) struct Node {
     pub(super) shared: Arc<Shared>,
     gate: Gate,
-}
-
-/// That a server is for it.
-pub(super) struct Vote {
-    pub(super) claim: Claim,
-    /// Which run of which server it is, where there is a server.
-    pub(super) run: Option<String>,
+    /// Which run of which server answered first, by which it is told apart from the others.
+    run: OnceLock<String>,
 }
 
 impl Node {
     pub(super) fn new(backend: &Backend, gate: Gate) -> Result<Arc<Self>, Error> {
         let shared = Shared::new(backend, TIMEOUT)?;
-        Ok(Arc::new(Self { shared, gate }))
+        Ok(Arc::new(Self {
+            shared,
+            gate,
+            run: OnceLock::new(),
+        }))
     }
 
     /// Whether both have the same connections.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared.lines, &other.shared.lines)
+    }
+
+    /// Which server it is, once it has answered.
+    pub(super) fn run(&self) -> Option<&String> {
+        self.run.get()
+    }
+
+    /// Finds out which server it is, if that is not known.
+    pub(super) async fn introduce(&self, ttl: Duration) {
+        if self.run.get().is_none() {
+            let asking = self.shared.store.birth(Self::patience(ttl));
+            // One that does not answer is asked the next time.
+            if let Ok(Ok(Some(birth))) = timeout(Self::patience(ttl), asking).await {
+                let _ = self.run.set(birth.run);
+            }
+        }
     }
 
     /// How long this server is waited for.
@@ -48,7 +66,11 @@ impl Node {
     }
 
     /// Asks for the lock here. What is granted too late is let go of.
-    pub(super) async fn vote(&self, name: &Name, options: &LockOptions) -> Result<Vote, LockError> {
+    pub(super) async fn vote(
+        &self,
+        name: &Name,
+        options: &LockOptions,
+    ) -> Result<Claim, LockError> {
         let patience = Self::patience(options.ttl);
         let asking = async {
             let (shared, options) = (&self.shared, options.clone().try_once());
@@ -60,8 +82,7 @@ impl Node {
             );
             let (birth, claim) = (birth?, claim?);
             self.admits(birth.as_ref(), options.ttl)?;
-            let run = birth.map(|birth| birth.run);
-            Ok(Vote { claim, run })
+            Ok(claim)
         };
         let late = |_| Error::new(ErrorKind::Timeout, "a server had no answer in its time");
         timeout(patience, asking).await.map_err(late)?

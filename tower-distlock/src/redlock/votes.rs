@@ -5,16 +5,16 @@ use std::{sync::Arc, time::Duration};
 use redis_conn::{Error, ErrorKind};
 use tokio::sync::mpsc;
 
-use super::node::{Node, Vote};
-use crate::{LockError, lease::Lease};
+use super::node::Node;
+use crate::{LockError, claim::Claim, lease::Lease};
 
 /// An answer of a server, by its place.
-pub(super) type Heard = (usize, Result<Vote, LockError>);
+pub(super) type Heard = (usize, Result<Claim, LockError>);
 
 /// The answers of all servers. Dropping it lets go of what was granted.
 pub(super) struct Votes {
     pub(super) nodes: Arc<[Arc<Node>]>,
-    answers: Vec<Option<Result<Vote, LockError>>>,
+    answers: Vec<Option<Result<Claim, LockError>>>,
     /// Those who answer after it was decided.
     late: Option<mpsc::UnboundedReceiver<Heard>>,
 }
@@ -28,28 +28,10 @@ impl Votes {
         }
     }
 
-    /// # Errors
-    ///
-    /// `Config` if it is the same server as another.
-    pub(super) fn add(
-        &mut self,
-        place: usize,
-        answer: Result<Vote, LockError>,
-    ) -> Result<(), Error> {
-        if let Ok(vote) = &answer {
-            let others = self.votes().filter(|(other, _)| *other != place);
-            let mut runs = others.filter_map(|(_, vote)| vote.run.as_ref());
-            if vote.run.is_some() && runs.any(|run| Some(run) == vote.run.as_ref()) {
-                return Err(Error::new(
-                    ErrorKind::Config,
-                    "two backends lead to the same server: expected each to be another one",
-                ));
-            }
-        }
+    pub(super) fn add(&mut self, place: usize, answer: Result<Claim, LockError>) {
         if let Some(slot) = self.answers.get_mut(place) {
             *slot = Some(answer);
         }
-        Ok(())
     }
 
     /// Hears those who come late, when it is asked for.
@@ -60,12 +42,11 @@ impl Votes {
     /// Adds those who came late.
     pub(super) fn add_late(&mut self) {
         while let Some((place, answer)) = self.late.as_mut().and_then(|late| late.try_recv().ok()) {
-            // The same server twice would be let go of here.
-            let _ = self.add(place, answer);
+            self.add(place, answer);
         }
     }
 
-    pub(super) fn votes(&self) -> impl Iterator<Item = (usize, &Vote)> {
+    pub(super) fn votes(&self) -> impl Iterator<Item = (usize, &Claim)> {
         let votes = self.answers.iter().enumerate();
         votes.filter_map(|(place, answer)| Some((place, answer.as_ref()?.as_ref().ok()?)))
     }
@@ -109,7 +90,7 @@ impl Votes {
     }
 
     pub(super) fn leases(&self) -> Vec<Lease> {
-        let held = self.votes().filter_map(|(_, vote)| vote.claim.held());
+        let held = self.votes().filter_map(|(_, claim)| claim.held());
         held.map(|(lease, _)| lease.clone()).collect()
     }
 
@@ -117,8 +98,8 @@ impl Votes {
     pub(super) fn missing(&self) -> Vec<(usize, Arc<Node>)> {
         let is_for = |place: usize| {
             let mut votes = self.votes().filter(|(its, _)| *its == place);
-            votes.any(|(_, vote)| {
-                let held = vote.claim.held();
+            votes.any(|(_, claim)| {
+                let held = claim.held();
                 held.is_some_and(|(lease, _)| lease.why_lost().is_none())
             })
         };
@@ -130,7 +111,7 @@ impl Votes {
     }
 
     /// All that was granted.
-    pub(super) fn into_votes(mut self) -> Vec<(Arc<Node>, Vote)> {
+    pub(super) fn into_votes(mut self) -> Vec<(Arc<Node>, Claim)> {
         self.add_late();
         let answers = self.nodes.iter().cloned().zip(self.answers);
         answers

@@ -1,0 +1,198 @@
+//! One lock on several servers, some of which are held by others, silent, or started anew.
+#![cfg(feature = "redis")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "what cannot be unwrapped fails the test"
+)]
+
+use std::time::Duration;
+
+use redis_conn::{Backend, Config, ErrorKind};
+use testkit::RedisServer;
+use tokio::time::{Instant, timeout};
+use tower_distlock::{LockError, LockGuard, LockOptions, Locks, Redlock, Released};
+
+/// Only a hang takes so long.
+const HANG: Duration = Duration::from_secs(20);
+const TTL: Duration = Duration::from_secs(20);
+
+async fn backend(server: &RedisServer) -> Backend {
+    let backend = Backend::redis(Config::from_url(&server.url()).unwrap()).unwrap();
+    backend.ready(Duration::from_secs(10)).await.unwrap();
+    backend
+}
+
+struct Servers {
+    servers: Vec<RedisServer>,
+    backends: Vec<Backend>,
+}
+
+impl Servers {
+    async fn start(count: usize) -> Self {
+        let (mut servers, mut backends) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let server = RedisServer::start().await;
+            backends.push(backend(&server).await);
+            servers.push(server);
+        }
+        Self { servers, backends }
+    }
+
+    /// As it is right after the servers were started.
+    fn redlock(&self) -> Redlock {
+        let builder = Redlock::builder(&self.backends).without_gate();
+        builder.build().unwrap()
+    }
+
+    /// Somebody else's lock on one of them.
+    async fn hold(&self, place: usize, name: &str) -> LockGuard {
+        let locks = Locks::new(&backend(&self.servers[place]).await).unwrap();
+        locks.try_acquire(name, once()).await.unwrap()
+    }
+
+    /// On how many of them a lock is held.
+    async fn votes(&self, name: &str) -> usize {
+        let mut votes = 0;
+        for server in self.servers.iter().filter(|server| server.is_live()) {
+            let locks = Locks::new(&backend(server).await).unwrap();
+            votes += usize::from(locks.is_locked(name).await.unwrap());
+        }
+        votes
+    }
+
+    async fn until_votes(&self, name: &str, votes: usize) {
+        let are_so = async || self.votes(name).await == votes;
+        testkit::until(HANG, "the votes", are_so).await.unwrap();
+    }
+}
+
+fn once() -> LockOptions {
+    LockOptions::new().ttl(TTL).try_once()
+}
+
+#[tokio::test]
+async fn most_of_the_servers_decide_whoever_has_the_others() {
+    for count in [3, 4, 5] {
+        let servers = Servers::start(count).await;
+        let redlock = servers.redlock();
+        for others in 0..1_usize << count {
+            let name = format!("job:{others}");
+            let mut held = Vec::new();
+            for place in (0..count).filter(|place| others & (1 << place) != 0) {
+                held.push(servers.hold(place, &name).await);
+            }
+            let taken = held.len();
+            let acquired = timeout(HANG, redlock.acquire(&name, once())).await;
+            match acquired.expect("it is decided") {
+                Ok(guard) => {
+                    assert!(count - taken >= redlock.quorum(), "{taken} of {count}");
+                    assert!(guard.valid_for() > TTL / 2);
+                    assert_eq!(guard.release().await.unwrap(), Released::Released);
+                }
+                Err(error) => {
+                    assert!(count - taken < redlock.quorum(), "{taken} of {count}");
+                    assert!(error.is_busy(), "{error}");
+                }
+            }
+            servers.until_votes(&name, taken).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_silent_server_delays_nobody_and_keeps_nothing() {
+    let servers = Servers::start(3).await;
+    let redlock = servers.redlock();
+    servers.servers[0].freeze();
+    let begun = Instant::now();
+    let guard = timeout(HANG, redlock.acquire("a", once())).await.unwrap();
+    let guard = guard.unwrap();
+    assert_eq!(
+        timeout(HANG, guard.release()).await.unwrap().unwrap(),
+        Released::Released
+    );
+    // Two do not make a majority of three.
+    let _other = servers.hold(1, "a").await;
+    let refused = timeout(HANG, redlock.acquire("a", once())).await.unwrap();
+    assert!(refused.unwrap_err().is_busy());
+    assert!(begun.elapsed() < HANG / 2, "{:?}", begun.elapsed());
+    servers.servers[0].thaw();
+    servers.until_votes("a", 1).await;
+}
+
+#[tokio::test]
+async fn a_server_that_was_emptied_votes_for_nobody_until_all_leases_have_ended() {
+    let servers = Servers::start(3).await;
+    let first = servers.redlock();
+    // The third has no part in it.
+    let third = servers.hold(2, "a").await;
+    let guard = first.acquire("a", once().renew(false)).await.unwrap();
+    assert_eq!(guard.votes(), 2);
+    assert_eq!(third.release().await.unwrap(), Released::Released);
+    servers.servers[1].restart().await;
+    let mut others = Vec::new();
+    for server in &servers.servers {
+        others.push(backend(server).await);
+    }
+    let careful = Redlock::builder(&others).build().unwrap();
+    let refused = careful.acquire("a", once()).await;
+    assert!(refused.is_err(), "two would hold it");
+    servers.until_votes("a", 1).await;
+    let careless = Redlock::builder(&others).without_gate().build().unwrap();
+    let second = careless.acquire("a", once()).await.unwrap();
+    assert!(!guard.valid_for().is_zero() && !second.valid_for().is_zero());
+}
+
+#[tokio::test]
+async fn a_server_that_lost_the_lock_gets_it_again() {
+    let servers = Servers::start(3).await;
+    let ttl = Duration::from_secs(3);
+    let redlock = servers.redlock();
+    let guard = redlock.acquire("a", once().ttl(ttl)).await.unwrap();
+    servers.until_votes("a", 3).await;
+    servers.servers[1].restart().await;
+    servers.until_votes("a", 3).await;
+    assert!(!guard.valid_for().is_zero());
+    drop(guard);
+    servers.until_votes("a", 0).await;
+}
+
+#[tokio::test]
+async fn without_most_of_the_servers_it_is_lost() {
+    let servers = Servers::start(3).await;
+    let ttl = Duration::from_secs(2);
+    let guard = servers
+        .redlock()
+        .acquire("a", once().ttl(ttl))
+        .await
+        .unwrap();
+    servers.servers[0].freeze();
+    servers.servers[1].freeze();
+    timeout(HANG, guard.lost()).await.expect("at its end");
+    assert_eq!(guard.valid_for(), Duration::ZERO);
+    for server in &servers.servers {
+        server.thaw();
+    }
+    drop(guard);
+    servers.until_votes("a", 0).await;
+}
+
+#[tokio::test]
+async fn servers_that_are_none_or_the_same_are_refused() {
+    let none: [&Backend; 0] = [];
+    let error = Redlock::builder(none).build().unwrap_err();
+    assert_eq!(*error.kind(), ErrorKind::Config);
+    let one = Backend::memory();
+    let error = Redlock::builder([&one, &one.clone()]).build().unwrap_err();
+    assert_eq!(*error.kind(), ErrorKind::Config);
+
+    // The same server by two names is known when it answers.
+    let servers = Servers::start(2).await;
+    let again = backend(&servers.servers[0]).await;
+    let nodes = [&servers.backends[0], &servers.backends[1], &again];
+    let redlock = Redlock::builder(nodes).without_gate().build().unwrap();
+    let Err(LockError::Backend(error)) = redlock.acquire("a", once()).await else {
+        panic!("two are the same");
+    };
+    assert_eq!(*error.kind(), ErrorKind::Config);
+}
