@@ -14,7 +14,10 @@ local function read(value)
   holders, changed, keep, sent = {}, false, 0, {}
   if not value then
     return true
-  elseif type(value) ~= 'string' or #value < 73 or byte(value) ~= 49 then
+  elseif type(value) == 'table' then
+    -- Of any other error nothing follows for the lock.
+    return sub(value.err, 1, 9) ~= 'WRONGTYPE' and error(value.err, 0)
+  elseif #value < 73 or byte(value) ~= 49 then
     return false
   end
   local flags = tonumber(sub(value, 18, 18))
