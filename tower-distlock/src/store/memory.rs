@@ -1,5 +1,7 @@
 //! The store of the memory backend: for one process.
 
+mod notes;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -13,6 +15,8 @@ use super::{
     record::{Now, Record, Sent},
 };
 use crate::{OwnerId, mail, name::Name, terms::Terms};
+
+pub(crate) use self::notes::NoteTable;
 
 /// The locks of this process, shared by all handles of a backend.
 #[derive(Debug, Default)]
@@ -30,12 +34,23 @@ struct Records {
 pub(crate) struct MemoryStore {
     clock: Arc<dyn Clock>,
     table: Arc<Table>,
+    notes: Arc<NoteTable>,
     bus: Bus,
 }
 
 impl MemoryStore {
-    pub(crate) fn new(clock: Arc<dyn Clock>, table: Arc<Table>, bus: Bus) -> Self {
-        Self { clock, table, bus }
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        table: Arc<Table>,
+        notes: Arc<NoteTable>,
+        bus: Bus,
+    ) -> Self {
+        Self {
+            clock,
+            table,
+            notes,
+            bus,
+        }
     }
 
     fn now(&self) -> Now {

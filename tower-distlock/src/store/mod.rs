@@ -9,6 +9,7 @@ use crate::{OwnerId, name::Name, terms::Terms};
 #[cfg(feature = "sqlite")]
 mod bytes;
 pub(crate) mod memory;
+pub(crate) mod notes;
 pub(crate) mod record;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
@@ -172,7 +173,8 @@ impl AnyStore {
             Engine::Memory(clock) => {
                 let clock = Arc::clone(clock);
                 let table = backend.shared('l', "table", memory::Table::default)?;
-                let store = memory::MemoryStore::new(clock, table, backend.bus());
+                let notes = backend.shared('l', "notes", memory::NoteTable::default)?;
+                let store = memory::MemoryStore::new(clock, table, notes, backend.bus());
                 Ok(Self::Memory(store))
             }
             #[cfg(feature = "sqlite")]
@@ -220,6 +222,8 @@ macro_rules! each_store {
         }
     };
 }
+
+use each_store;
 
 impl Store for AnyStore {
     async fn acquire(

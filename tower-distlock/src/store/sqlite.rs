@@ -1,5 +1,7 @@
 //! The store of the SQLite backend: one transaction for each step.
 
+mod notes;
+
 use std::time::Duration;
 
 use redis_conn::{
@@ -35,6 +37,8 @@ pub(crate) struct SqliteStore {
     bus: Bus,
     sqlite: Sqlite,
     created: OnceCell<()>,
+    /// The same for the table of the notes.
+    noted: OnceCell<()>,
 }
 
 impl SqliteStore {
@@ -44,6 +48,7 @@ impl SqliteStore {
             bus: backend.bus(),
             sqlite: sqlite.clone(),
             created: OnceCell::new(),
+            noted: OnceCell::new(),
         }
     }
 
@@ -57,11 +62,20 @@ impl SqliteStore {
 
     /// Creates the table at the first use, so that making a handle needs no waiting. Tells what is left of the deadline.
     async fn created(&self, deadline: Duration) -> Result<Duration, Error> {
-        if self.created.initialized() {
+        self.ensured(&self.created, &SCHEMA, deadline).await
+    }
+
+    async fn ensured(
+        &self,
+        created: &OnceCell<()>,
+        schema: &'static Schema,
+        deadline: Duration,
+    ) -> Result<Duration, Error> {
+        if created.initialized() {
             return Ok(deadline);
         }
         let begun = Instant::now();
-        let create = self.created.get_or_try_init(|| self.sqlite.ensure(&SCHEMA));
+        let create = created.get_or_try_init(|| self.sqlite.ensure(schema));
         match tokio::time::timeout(deadline, create).await {
             Ok(Ok(_)) => Ok(deadline.saturating_sub(begun.elapsed())),
             Ok(Err(error)) => Err(error),
