@@ -1,8 +1,10 @@
 //! Locks.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod body;
 mod claim;
 mod error;
+mod fence;
 mod guard;
 mod lease;
 mod line;
@@ -24,7 +26,9 @@ mod watchdog;
 mod with_lock;
 
 pub use crate::{
+    body::ResponseBody,
     error::{LockError, WithLockError},
+    fence::{Fence, FenceError, FenceFuture, FenceLayer},
     guard::{LockGuard, Released},
     lease::{LockToken, LostReason},
     locks::{HeldLock, Holder, Locks},

@@ -14,6 +14,8 @@ pub(crate) enum Kind {
     Claim,
     /// The last run, and its outcome.
     Run,
+    /// The greatest fence that was seen.
+    Fence,
 }
 
 impl Kind {
@@ -23,6 +25,7 @@ impl Kind {
         match self {
             Self::Claim => "claim",
             Self::Run => "run",
+            Self::Fence => "fence",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The store of the Redis backend: one script call for each operation.
 
 mod list;
+mod notes;
 mod scripts;
 #[cfg(test)]
 mod tests;
