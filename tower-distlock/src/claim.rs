@@ -228,6 +228,14 @@ impl Claim {
         }
         released
     }
+
+    /// Lets it go on for so long, without anybody who renews it.
+    pub(crate) async fn leave(mut self, rest: Duration) -> Result<Outcome, Error> {
+        self.shared.watchdog.forget(self.terms.owner);
+        self.state = State::Nothing;
+        let until = Instant::now() + rest;
+        self.shared.leave(&self.name, &self.terms, until).await
+    }
 }
 
 impl Drop for Claim {

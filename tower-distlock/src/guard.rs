@@ -132,6 +132,21 @@ impl LockGuard {
             Outcome::Other => Released::Stolen,
         })
     }
+
+    /// Lets go of it so that it is held for so long still, whatever becomes of this process; without any time left at once.
+    pub(crate) async fn release_after(self, rest: Duration) -> Result<Released, LockError> {
+        if rest.is_zero() {
+            return self.release().await;
+        }
+        let Some(claim) = Arc::into_inner(self.claim) else {
+            return Ok(Released::HeldStill);
+        };
+        Ok(match claim.leave(rest).await? {
+            Outcome::Held => Released::Released,
+            Outcome::Absent => Released::AlreadyExpired,
+            Outcome::Other => Released::Stolen,
+        })
+    }
 }
 
 impl fmt::Debug for LockGuard {

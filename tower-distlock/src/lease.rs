@@ -26,6 +26,8 @@ pub enum LostReason {
     HeldTooLong,
     /// The backend was closed.
     Closed,
+    /// Whoever led an [`Election`](crate::Election) gave it up.
+    Resigned,
 }
 
 impl fmt::Display for LostReason {
@@ -37,6 +39,7 @@ impl fmt::Display for LostReason {
             Self::Forced => "it was released by force",
             Self::HeldTooLong => "it was held for too long",
             Self::Closed => "the backend was closed",
+            Self::Resigned => "it was given up",
         })
     }
 }
@@ -72,13 +75,18 @@ impl Moment {
 
     /// The end of a lease of this ttl that was asked for at this moment: no later than the store's, though its clock may be faster.
     pub(crate) fn end_of(self, ttl: Duration) -> Self {
-        let drift = (ttl / 100 + Duration::from_millis(2)).min(ttl / 2);
-        self.plus(ttl - drift)
+        self.plus(relied_upon(ttl))
     }
 
     fn has_passed(self, clock: &Arc<dyn Clock>) -> bool {
         self.at <= Instant::now() || self.boot <= clock.boot_micros()
     }
+}
+
+/// So much of a lease is relied upon: clocks drift.
+pub(crate) fn relied_upon(ttl: Duration) -> Duration {
+    let drift = (ttl / 100 + Duration::from_millis(2)).min(ttl / 2);
+    ttl - drift
 }
 
 /// What is known of a lease now.

@@ -1,8 +1,11 @@
 //! Locks.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod background;
 mod body;
 mod claim;
+mod cron;
+mod election;
 mod error;
 mod fence;
 mod guard;
@@ -12,6 +15,7 @@ mod locks;
 mod mail;
 mod multi;
 mod name;
+mod once;
 mod options;
 mod owner;
 mod redlock;
@@ -27,12 +31,15 @@ mod with_lock;
 
 pub use crate::{
     body::ResponseBody,
+    cron::{CronJob, CronLock, CronOutcome, CronRun, LastRun},
+    election::{Candidate, Election, ElectionEvent, ElectionEvents, Leader},
     error::{LockError, WithLockError},
     fence::{Fence, FenceError, FenceFuture, FenceLayer},
     guard::{LockGuard, Released},
     lease::{LockToken, LostReason},
     locks::{HeldLock, Holder, Locks},
     multi::MultiGuard,
+    once::OnceError,
     options::{FenceMode, LockOptions, OnBackendDown, OnLost},
     owner::OwnerId,
     redlock::{Redlock, RedlockBuilder, RedlockGuard},

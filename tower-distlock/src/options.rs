@@ -66,7 +66,7 @@ pub struct LockOptions {
     pub(crate) ttl: Duration,
     pub(crate) wait: Wait,
     max_hold: Option<Duration>,
-    pub(crate) endless: bool,
+    endless: bool,
     pub(crate) renew: bool,
     pub(crate) fair: bool,
     pub(crate) fence: FenceMode,
@@ -123,6 +123,12 @@ impl LockOptions {
     /// minutes and 10 times the ttl if not set.
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.max_hold = Some(max_hold);
+        self
+    }
+
+    /// It may be held for good: only who leads may do so.
+    pub(crate) fn endless(mut self) -> Self {
+        self.endless = true;
         self
     }
 

@@ -9,8 +9,11 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
-use redis_conn::{Backend, Check, Drain, Error, Part, Phase, Status, raw::Tasks};
-use tokio::sync::oneshot;
+use redis_conn::{Backend, Check, Drain, Error, ErrorKind, Part, Phase, Status, raw::Tasks};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 
 use crate::{
     LockOptions, LostReason,
@@ -170,15 +173,68 @@ impl Shared {
 
     /// Tries again until the lease must have ended by itself.
     async fn release_at_last(&self, name: &Name, terms: &Terms, held: bool, abandoned: bool) {
-        let end = tokio::time::Instant::now() + terms.ttl;
+        let end = Instant::now() + terms.ttl;
         let mut released = self.release(name, terms, held, abandoned).await;
         while let Err(error) = &released
             && is_outage(error)
-            && tokio::time::Instant::now() < end
+            && Instant::now() < end
         {
-            tokio::time::sleep(PAUSE).await;
+            sleep(PAUSE).await;
             // Who is next has asked by itself by now.
             released = self.release(name, terms, false, true).await;
+        }
+    }
+
+    /// Lets a lock that somebody of this process held go on until then. It is tried until it is done, whoever waits for it or not.
+    pub(crate) async fn leave(
+        &self,
+        name: &Name,
+        terms: &Terms,
+        until: Instant,
+    ) -> Result<Outcome, Error> {
+        if let Some(heir) = self.lines.let_go(name) {
+            // Nothing is handed over: it waits for the end of the lease, as those of other processes do.
+            let _ = heir.waiter.words.send(Word::Ask);
+        }
+        let closed = || {
+            Error::new(
+                ErrorKind::Closed,
+                "there is no runtime to leave the lock on",
+            )
+        };
+        let shared = self.me.upgrade().ok_or_else(closed)?;
+        let (name, terms) = (name.clone(), terms.clone());
+        let task = async move { shared.leave_at_last(&name, terms, until).await };
+        let left = self.tasks.spawn(task).ok_or_else(closed)?;
+        left.await.map_err(|_| closed())?
+    }
+
+    async fn leave_at_last(
+        &self,
+        name: &Name,
+        terms: Terms,
+        until: Instant,
+    ) -> Result<Outcome, Error> {
+        let end = Instant::now() + terms.ttl;
+        loop {
+            let rest = until.saturating_duration_since(Instant::now());
+            let left = if rest.is_zero() {
+                let next = Next::InLine;
+                let released = self.store.release(name, &terms, false, next, self.timeout);
+                released.await.map(|(outcome, _)| outcome)
+            } else {
+                let terms = Terms {
+                    ttl: rest,
+                    ..terms.clone()
+                };
+                let lease = [(name.clone(), terms)];
+                let renewed = self.store.renew(&lease, self.timeout).await;
+                renewed.map(|outcomes| outcomes.first().copied().unwrap_or(Outcome::Absent))
+            };
+            match left {
+                Err(error) if is_outage(&error) && Instant::now() < end => sleep(PAUSE).await,
+                left => return left,
+            }
         }
     }
 

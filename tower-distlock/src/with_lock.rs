@@ -13,6 +13,7 @@ use crate::{
     lease::LockToken, options::OnBackendDown, trace::event,
 };
 use futures_util::FutureExt as _;
+use tokio::time::Instant;
 
 /// What a future that runs under a lock knows of it. Clones may be given to what it spawns.
 #[derive(Clone, Debug)]
@@ -22,7 +23,7 @@ pub struct Held {
 }
 
 impl Held {
-    fn of(guard: &LockGuard) -> Self {
+    pub(crate) fn of(guard: &LockGuard) -> Self {
         Self {
             fence: Some(guard.fence()),
             token: guard.token(),
@@ -110,7 +111,7 @@ impl Locks {
             }
             Err(error) => return Err(WithLockError::NotAcquired(error)),
         };
-        under(guard, options.on_lost, body).await
+        under(guard, options.on_lost, None, body).await
     }
 }
 
@@ -118,10 +119,11 @@ fn runs_unprotected(error: &LockError, options: &LockOptions) -> bool {
     options.on_backend_down == OnBackendDown::RunUnprotected && error.is_outage()
 }
 
-/// Runs a future under a lock that is held.
+/// Runs a future under a lock that is held, and that stays so until then at least, also if the future ends before.
 pub(crate) async fn under<T, E, F>(
     guard: LockGuard,
     on_lost: OnLost,
+    at_least: Option<Instant>,
     body: F,
 ) -> Result<T, WithLockError<E, T>>
 where
@@ -133,7 +135,8 @@ where
         // Here it is dropped, before the lock is released.
     };
     let was_lost = guard.lease().why_lost();
-    let released = guard.release().await;
+    let rest = at_least.map(|until| until.saturating_duration_since(Instant::now()));
+    let released = guard.release_after(rest.unwrap_or_default()).await;
     let output = match ran {
         Some(Err(panic)) => resume_unwind(panic),
         Some(Ok(output)) => Some(output),

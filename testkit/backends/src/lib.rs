@@ -105,12 +105,13 @@ impl Sqlite {
         }
     }
 
-    /// The table of the crate under test: of all tables here only those of the crates have rows that expire.
-    fn table(&self) -> Option<String> {
+    /// The tables of the crate under test, made at their first use: of all tables here only those of the crates have rows that expire.
+    fn tables(&self) -> Vec<String> {
         let select = "SELECT m.name FROM sqlite_master m JOIN pragma_table_info(m.name) c ON c.name = 'expires'";
-        self.connection()
-            .query_row(select, [], |row| row.get(0))
-            .ok()
+        let connection = self.connection();
+        let mut select = connection.prepare(select).unwrap();
+        let tables = select.query_map([], |row| row.get(0)).unwrap();
+        tables.map(Result::unwrap).collect()
     }
 
     fn connection(&self) -> Connection {
@@ -130,30 +131,35 @@ impl Fixture for Sqlite {
     }
 
     async fn stored(&self) -> Option<Stored> {
-        // The table is made at the first use.
-        let Some(table) = self.table() else {
-            return Some(Vec::new());
-        };
         let connection = self.connection();
-        let select = format!("SELECT key, value FROM {table} ORDER BY key");
-        let mut select = connection.prepare(&select).unwrap();
-        let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
-        Some(rows.unwrap().map(Result::unwrap).collect())
+        let mut stored = Stored::new();
+        for table in self.tables() {
+            let select = format!("SELECT key, value FROM {table}");
+            let mut select = connection.prepare(&select).unwrap();
+            let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+            stored.extend(rows.unwrap().map(Result::unwrap));
+        }
+        stored.sort();
+        Some(stored)
     }
 
     async fn spoil(&self, value: &[u8]) {
-        let update = format!("UPDATE {} SET value = ?1", self.table().unwrap());
-        self.connection().execute(&update, params![value]).unwrap();
+        for table in self.tables() {
+            let update = format!("UPDATE {table} SET value = ?1");
+            self.connection().execute(&update, params![value]).unwrap();
+        }
     }
 
     async fn lasts(&self, micros: u64) -> bool {
         let until = self.clock.boot_micros() + micros;
-        let select = format!("SELECT min(expires) FROM {}", self.table().unwrap());
-        let least: i64 = self
-            .connection()
-            .query_row(&select, [], |row| row.get(0))
-            .unwrap();
-        least.cast_unsigned() >= until
+        self.tables().iter().all(|table| {
+            let select = format!("SELECT min(expires) FROM {table}");
+            let least: Option<i64> = self
+                .connection()
+                .query_row(&select, [], |row| row.get(0))
+                .unwrap();
+            least.is_none_or(|least| least.cast_unsigned() >= until)
+        })
     }
 
     fn hold(&self) -> Option<Connection> {
