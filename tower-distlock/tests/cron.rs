@@ -268,13 +268,9 @@ mod cases {
     pub(super) async fn closing_waits_for_the_run_and_begins_no_other(fixture: &impl Fixture) {
         let (begun, mut has_begun) = tokio::sync::mpsc::unbounded_channel();
         let (go, gone) = tokio::sync::watch::channel(false);
-        // Whatever the time is, there is something to do.
-        let now = fixture.backend().clock().wall_micros();
-        let at = move |number| UNIX_EPOCH + Duration::from_micros(now + number);
-        let mut numbers = 1..;
         let running = CronLock::new(&locks(fixture), "job")
             .schedule(
-                move |_| numbers.next().map(at),
+                |after| Some(after + Duration::from_millis(10)),
                 move |_, _| {
                     begun.send(()).unwrap();
                     let mut gone = gone.clone();
@@ -282,10 +278,8 @@ mod cases {
                 },
             )
             .unwrap();
-        if now < 2 * START {
-            // A clock that stands: it is set past the first slot.
-            fixture.set(START + 1).await;
-        }
+        // Where the clock stands, it is set to the first slot.
+        fixture.set(START + 10_000).await;
         has_begun.recv().await.unwrap();
         let backend = fixture.backend().clone();
         let closing = tokio::spawn(async move { backend.close(Duration::from_secs(60)).await });

@@ -31,8 +31,15 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 /// With a lease that no real clock ends.
 fn election(fixture: &impl Fixture) -> Election {
-    let locks = Locks::with_timeout(fixture.backend(), Duration::from_secs(10)).unwrap();
-    Election::new(&locks, "a")
+    election_of(&locks(fixture))
+}
+
+fn locks(fixture: &impl Fixture) -> Locks {
+    Locks::with_timeout(fixture.backend(), Duration::from_secs(10)).unwrap()
+}
+
+fn election_of(locks: &Locks) -> Election {
+    Election::new(locks, "a")
         .lease(HOUR)
         .renew_deadline(HOUR / 2)
         .retry(Duration::from_millis(50))
@@ -132,11 +139,19 @@ mod cases {
     }
 
     pub(super) async fn it_has_stopped_before_it_starts_again(fixture: &impl Fixture) {
-        let election = election(fixture);
-        let candidate = election.campaign().unwrap();
+        let (locks, audit) = (locks(fixture), Audit::new("test", "it hangs"));
+        // Until then it is not certain that this process hears of it.
+        testkit::until(BOUND, "the word is heard", async || {
+            let options = LockOptions::new().ttl(HOUR);
+            let probe = locks.try_acquire("probe", options).await.unwrap();
+            locks.force_release("probe", &audit).await.unwrap();
+            let lost = timeout(Duration::from_millis(100), probe.lost());
+            lost.await.is_ok()
+        })
+        .await
+        .unwrap();
+        let candidate = election_of(&locks).campaign().unwrap();
         let mut events = candidate.events();
-        let locks = Locks::new(fixture.backend()).unwrap();
-        let audit = Audit::new("test", "it hangs");
         let (mut fences, mut leading) = (Vec::new(), false);
         while fences.len() < 4 {
             match next(&mut events).await {
@@ -144,15 +159,8 @@ mod cases {
                     assert!(!leading, "it has not stopped");
                     leading = true;
                     fences.push(held.fence().unwrap());
-                    // It hears of it, or learns it when it renews.
-                    testkit::until(BOUND, "it hears of it", async || {
-                        locks.force_release("election:a", &audit).await.unwrap();
-                        timeout(Duration::from_millis(100), held.lost())
-                            .await
-                            .is_ok()
-                    })
-                    .await
-                    .unwrap();
+                    let forced = locks.force_release("election:a", &audit).await;
+                    assert!(forced.unwrap());
                 }
                 ElectionEvent::Stopped(why) => {
                     assert_eq!(why, LostReason::Forced);

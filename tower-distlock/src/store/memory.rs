@@ -16,11 +16,14 @@ use super::{
 };
 use crate::{OwnerId, mail, name::Name, terms::Terms};
 
-pub(crate) use self::notes::NoteTable;
+use self::notes::NoteTable;
 
-/// The locks of this process, shared by all handles of a backend.
+/// The locks of this process and what is noted beside them, shared by all handles of a backend.
 #[derive(Debug, Default)]
-pub(crate) struct Table(Mutex<Records>);
+pub(crate) struct Table {
+    records: Mutex<Records>,
+    notes: NoteTable,
+}
 
 #[derive(Debug, Default)]
 struct Records {
@@ -34,23 +37,12 @@ struct Records {
 pub(crate) struct MemoryStore {
     clock: Arc<dyn Clock>,
     table: Arc<Table>,
-    notes: Arc<NoteTable>,
     bus: Bus,
 }
 
 impl MemoryStore {
-    pub(crate) fn new(
-        clock: Arc<dyn Clock>,
-        table: Arc<Table>,
-        notes: Arc<NoteTable>,
-        bus: Bus,
-    ) -> Self {
-        Self {
-            clock,
-            table,
-            notes,
-            bus,
-        }
+    pub(crate) fn new(clock: Arc<dyn Clock>, table: Arc<Table>, bus: Bus) -> Self {
+        Self { clock, table, bus }
     }
 
     fn now(&self) -> Now {
@@ -96,7 +88,7 @@ impl MemoryStore {
 
 impl Table {
     fn records(&self) -> MutexGuard<'_, Records> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

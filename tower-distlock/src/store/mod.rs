@@ -173,8 +173,7 @@ impl AnyStore {
             Engine::Memory(clock) => {
                 let clock = Arc::clone(clock);
                 let table = backend.shared('l', "table", memory::Table::default)?;
-                let notes = backend.shared('l', "notes", memory::NoteTable::default)?;
-                let store = memory::MemoryStore::new(clock, table, notes, backend.bus());
+                let store = memory::MemoryStore::new(clock, table, backend.bus());
                 Ok(Self::Memory(store))
             }
             #[cfg(feature = "sqlite")]

@@ -15,9 +15,9 @@ use crate::{
     terms::micros,
 };
 
-/// The notes of this process, shared by all handles of a backend.
+/// The notes of this process.
 #[derive(Debug, Default)]
-pub(crate) struct NoteTable(Mutex<Kept>);
+pub(super) struct NoteTable(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -51,7 +51,11 @@ impl Kept {
 
 impl MemoryStore {
     fn notes(&self) -> MutexGuard<'_, Kept> {
-        self.notes.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table
+            .notes
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
