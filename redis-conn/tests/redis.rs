@@ -1040,7 +1040,10 @@ async fn with_two_lanes_one_that_is_down_costs_nothing() {
         .await
         .unwrap();
     assert!(backend.watch_state().wait_for(State::Reconnecting).await);
-    for _ in 0..50 {
+    for n in 0..50 {
         redis(&backend).call(incr("tk:n"), LONG).await.unwrap();
+        // Also those that have a lane of their own, be it the one or the other.
+        let ordered = incr(&format!("tk:{n}")).in_order();
+        redis(&backend).call(ordered, LONG).await.unwrap();
     }
 }
