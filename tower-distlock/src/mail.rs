@@ -23,13 +23,13 @@ pub(crate) fn forced(owner: OwnerId) -> Vec<u8> {
 
 /// What a message says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Letter {
+pub(crate) enum Letter {
     Grant(OwnerId, Grant),
     Forced(OwnerId),
 }
 
 /// What was sent, unless a later version sent it.
-fn read(payload: &[u8]) -> Option<Letter> {
+pub(crate) fn read(payload: &[u8]) -> Option<Letter> {
     let text = std::str::from_utf8(payload).ok()?;
     if let Some(owner) = text.strip_prefix('f') {
         return OwnerId::parse(owner).map(Letter::Forced);

@@ -7,7 +7,7 @@ use testkit::{PASSWORD, RedisCluster, USER};
 
 use super::{LONG, RedisStore, mutex, name, redis};
 use crate::{
-    mail,
+    mail::{self, Letter},
     store::{Acquired, Next, Outcome, Store as _},
 };
 
@@ -50,7 +50,9 @@ async fn locks_are_on_all_nodes_of_a_cluster() {
         let Some(Event::Message(message)) = event else {
             panic!("{event:?}")
         };
-        let (owner, grant) = mail::read(message.payload()).unwrap();
+        let Some(Letter::Grant(owner, grant)) = mail::read(message.payload()) else {
+            panic!("no grant");
+        };
         assert_eq!(owner, waiter.owner);
         let renewed = store
             .renew(&[(name.clone(), waiter.clone())], LONG)

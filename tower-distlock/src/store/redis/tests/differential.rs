@@ -9,10 +9,11 @@ use testkit::clock::EPOCH_MICROS;
 
 use super::{Fixture, LONG, name};
 use crate::{
-    FenceMode, OwnerId, mail,
+    FenceMode, OwnerId,
+    mail::{self, Letter},
     name::Name,
     store::{
-        Acquired, Grant, Next, Outcome, Store as _,
+        Acquired, Next, Outcome, Store as _,
         memory::{MemoryStore, Table},
     },
     terms::{Mode, Seats, Terms},
@@ -152,7 +153,7 @@ impl<'a> Pair<'a> {
     async fn same_mail(&mut self, context: &str) -> usize {
         let mut told = Vec::new();
         for mail in &mut self.mail {
-            let mut grants: Vec<(OwnerId, Grant)> = Vec::new();
+            let mut grants: Vec<Letter> = Vec::new();
             while let Some(Some(Event::Message(message))) = mail.recv().now_or_never() {
                 grants.extend(mail::read(message.payload()));
             }
