@@ -44,6 +44,14 @@ impl LockError {
         matches!(self, Self::NotAcquired { .. } | Self::TimedOut { .. })
     }
 
+    /// With what is behind it, for a log.
+    pub(crate) fn with_cause(&self) -> String {
+        match self {
+            Self::Backend(cause) => format!("{self}: {cause}"),
+            _ => self.to_string(),
+        }
+    }
+
     /// Whether the store did not answer: it may another time.
     pub(crate) fn is_outage(&self) -> bool {
         matches!(self, Self::Backend(error) if is_outage(error))

@@ -56,7 +56,6 @@ impl Locks {
 
 impl MultiGuard {
     /// The locks, in the order in which they were taken.
-    #[must_use]
     pub fn guards(&self) -> &[LockGuard] {
         &self.guards
     }

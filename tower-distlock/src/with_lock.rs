@@ -102,7 +102,7 @@ impl Locks {
         let guard = match self.acquire(name, options.clone()).await {
             Ok(guard) => guard,
             Err(error) if runs_unprotected(&error, &options) => {
-                event!(warn, "a job runs without its lock: {error}");
+                event!(warn, "a job runs without its lock: {}", error.with_cause());
                 let held = Held {
                     fence: None,
                     token: LockToken::unprotected(),
@@ -148,7 +148,11 @@ where
         Ok(Released::Released | Released::HeldStill) => None,
         Err(error) => {
             // By the clock it was held until the future had ended.
-            event!(warn, "a lock was not released: {error}; its lease ends it");
+            event!(
+                warn,
+                "a lock was not released: {}; its lease ends it",
+                error.with_cause()
+            );
             None
         }
     });

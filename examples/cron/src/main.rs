@@ -1,8 +1,8 @@
 //! A job that runs each five seconds, once over any number of processes.
 //!
 //! ```text
-//! SQLITE_PATH=/tmp/cron.db cargo run -p cron
-//! SQLITE_PATH=/tmp/cron.db cargo run -p cron
+//! SQLITE_PATH=cron.db cargo run -p cron
+//! SQLITE_PATH=cron.db cargo run -p cron
 //! ```
 //!
 //! Start it twice: each line is printed by one of them. Stop one: the other goes on. With `REDIS_URL` set it is the same over many hosts,

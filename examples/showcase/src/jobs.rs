@@ -1,8 +1,9 @@
-//! Jobs that run on one instance at a time, under a lock.
+//! Jobs that run on one instance at a time: on demand under a lock, and `tick` once in each period.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
@@ -10,9 +11,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use redis_conn::{Audit, ErrorKind};
+use redis_conn::{Audit, Error, ErrorKind};
 use serde_json::{Value, json};
-use tower_distlock::{LockError, LockOptions, Locks, WithLockError};
+use tower_distlock::{CronJob, CronLock, LockError, LockOptions, Locks, WithLockError};
 
 use crate::routes::problem;
 
@@ -24,16 +25,20 @@ const NAMES: usize = 10_000;
 #[derive(Clone)]
 pub(crate) struct Jobs {
     locks: Locks,
+    /// The cron job, unless it is off.
+    tick: Option<Arc<CronJob>>,
     /// Finished runs on this instance, by name.
     runs: Arc<Mutex<HashMap<String, u64>>>,
 }
 
 impl Jobs {
-    pub(crate) fn new(locks: Locks) -> Self {
-        Self {
+    pub(crate) fn new(locks: Locks, period: Option<Duration>) -> Result<Self, Error> {
+        let tick = period.map(|period| tick(&locks, period)).transpose()?;
+        Ok(Self {
             locks,
+            tick: tick.map(Arc::new),
             runs: Arc::default(),
-        }
+        })
     }
 
     pub(crate) fn router(self) -> Router {
@@ -51,6 +56,11 @@ impl Jobs {
             .collect()
     }
 
+    /// How often the cron job ran on this instance.
+    pub(crate) fn cron_runs(&self) -> u64 {
+        self.tick.as_ref().map_or(0, |tick| tick.ran())
+    }
+
     fn finished(&self, name: &str) {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         if runs.len() < NAMES || runs.contains_key(name) {
@@ -62,6 +72,22 @@ impl Jobs {
         let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         runs.get(name).copied().unwrap_or_default()
     }
+}
+
+/// Runs a job at each multiple of the period since the epoch: the same instants on all instances.
+fn tick(locks: &Locks, period: Duration) -> Result<CronJob, Error> {
+    let next = move |after: SystemTime| {
+        let since = after.duration_since(UNIX_EPOCH).ok()?;
+        let periods = since.as_millis() / period.as_millis() + 1;
+        let millis = u64::try_from(periods * period.as_millis()).ok()?;
+        Some(UNIX_EPOCH + Duration::from_millis(millis))
+    };
+    CronLock::new(locks, "tick")
+        .at_most(TTL)
+        .schedule(next, async |_, held| {
+            tracing::debug!(fence = held.fence(), "tick");
+            Ok::<_, Infallible>(())
+        })
 }
 
 /// How long a job takes.

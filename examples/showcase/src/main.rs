@@ -11,6 +11,7 @@
 //! | `PORT` | the port; 0 is any free one | 3000 |
 //! | `INSTANCE` | the name of this instance in answers | the process id |
 //! | `SHOWCASE_LIMIT`, `SHOWCASE_WINDOW_MS` | the limit on `/limited` | 100, 10000 |
+//! | `SHOWCASE_CRON_MS` | the period of the cron job `tick`; 0 is off | 1000 |
 //! | `SHOWCASE_HEALTH_ADDRESSES` | whether `/health/detailed` names the addresses of the servers | false |
 //! | `SQLITE_PATH`, `REDIS_*`, `REDIS_REQUIRED` | the backend, see `Backend::from_env` | in process |
 //!

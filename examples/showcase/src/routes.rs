@@ -33,10 +33,12 @@ pub(crate) fn router(
     let limit = RateLimitLayer::new(limiter, settings.policy.clone())
         .key(key::Header::new("x-api-key").or(key::PeerIp::default()));
 
-    let jobs = Jobs::new(Locks::new(backend)?);
+    let jobs = Jobs::new(Locks::new(backend)?, settings.cron)?;
     let stats = {
         let (jobs, instance) = (jobs.clone(), settings.instance.clone());
-        async move || Json(json!({"instance": instance, "locks": jobs.held()}))
+        async move || {
+            Json(json!({"instance": instance, "cron_runs": jobs.cron_runs(), "locks": jobs.held()}))
+        }
     };
 
     Ok(Router::new()

@@ -18,6 +18,8 @@ pub(crate) struct Settings {
     pub(crate) instance: String,
     /// The limit on `/limited`.
     pub(crate) policy: Policy,
+    /// The period of the cron job; none where it does not run.
+    pub(crate) cron: Option<Duration>,
     /// Whether `/health/detailed` names the addresses of the servers.
     pub(crate) addresses: bool,
 }
@@ -33,6 +35,7 @@ impl Settings {
         let instance = reader.text("INSTANCE");
         let limit = reader.number("SHOWCASE_LIMIT", 100, 1..=u32::MAX);
         let window = reader.number("SHOWCASE_WINDOW_MS", 10_000, 1..=LONGEST_WINDOW_MS);
+        let cron = reader.number("SHOWCASE_CRON_MS", 1_000, 0..=LONGEST_WINDOW_MS);
         let addresses = reader.flag("SHOWCASE_HEALTH_ADDRESSES");
         if !reader.errors.is_empty() {
             return Err(reader.errors);
@@ -45,6 +48,7 @@ impl Settings {
             port,
             instance: instance.unwrap_or_else(|| std::process::id().to_string()),
             policy,
+            cron: (cron > 0).then(|| Duration::from_millis(cron)),
             addresses,
         })
     }
@@ -126,6 +130,7 @@ mod tests {
             assert_eq!(settings.instance, std::process::id().to_string());
             assert!(format!("{:?}", settings.policy).contains("100 in 10s"));
             assert!(!settings.addresses);
+            assert_eq!(settings.cron, Some(Duration::from_secs(1)));
         }
     }
 
@@ -136,10 +141,12 @@ mod tests {
             ("INSTANCE", "one"),
             ("SHOWCASE_LIMIT", "4294967295"),
             ("SHOWCASE_WINDOW_MS", "31622400000"),
+            ("SHOWCASE_CRON_MS", "0"),
             ("SHOWCASE_HEALTH_ADDRESSES", "true"),
         ])
         .unwrap();
         assert!(settings.addresses);
+        assert_eq!(settings.cron, None);
         assert_eq!((settings.port, &*settings.instance), (0, "one"));
         assert!(format!("{:?}", settings.policy).contains("4294967295 in 31622400s"));
     }
@@ -150,6 +157,7 @@ mod tests {
             ("PORT", "65536"),
             ("SHOWCASE_LIMIT", "0"),
             ("SHOWCASE_WINDOW_MS", "10s"),
+            ("SHOWCASE_CRON_MS", "-1"),
             ("SHOWCASE_HEALTH_ADDRESSES", "yes"),
         ])
         .unwrap_err();
@@ -159,6 +167,7 @@ mod tests {
                 "PORT=\"65536\": expected a whole number from 0 to 65535",
                 "SHOWCASE_LIMIT=\"0\": expected a whole number from 1 to 4294967295",
                 "SHOWCASE_WINDOW_MS=\"10s\": expected a whole number from 1 to 31622400000",
+                "SHOWCASE_CRON_MS=\"-1\": expected a whole number from 0 to 31622400000",
                 "SHOWCASE_HEALTH_ADDRESSES=\"yes\": expected true or false",
             ]
         );

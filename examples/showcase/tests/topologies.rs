@@ -56,6 +56,8 @@ async fn serves(choice: Choice<'_>, instances: usize) {
         the_metrics_show_the_connections(showcase).await;
     }
     the_limit_is_exact(&showcases).await;
+    a_job_runs_on_one_instance(&showcases).await;
+    the_cron_job_runs(&showcases).await;
     for showcase in showcases {
         let showcase = Arc::into_inner(showcase).expect("every request has ended");
         let (status, _) = showcase.stop().await;
@@ -144,6 +146,84 @@ async fn the_metrics_show_the_connections(showcase: &Showcase) {
     ] {
         assert!(page.lines().any(|found| found == line), "{line}: {page}");
     }
+}
+
+/// On the first instance, while the last one looks and takes its lock.
+async fn a_job_runs_on_one_instance(showcases: &[Arc<Showcase>]) {
+    let (first, last) = (&showcases[0], &showcases[showcases.len() - 1]);
+    let request = |method: &str, path: &str| {
+        format!("{method} /jobs/report{path} HTTP/1.1\r\ncontent-length: 0\r\n")
+    };
+    let json = |body: &str| serde_json::from_str::<Value>(body).unwrap();
+    // Until it is told to end.
+    let running = tokio::spawn({
+        let (first, head) = (Arc::clone(first), request("POST", "/run?ms=600000"));
+        async move { first.send(&head).await }
+    });
+    testkit::until(BOUND, "the job runs", async || {
+        json(&last.get("/jobs/report", "").await.body)["locked"] == true
+    })
+    .await
+    .unwrap();
+    let mut owners = Vec::new();
+    for showcase in showcases {
+        let seen = json(&showcase.get("/jobs/report", "").await.body);
+        assert!(seen["ttl_ms"].as_u64().unwrap() <= 10_000, "{seen}");
+        assert_eq!(seen["runs"], 0, "{seen}");
+        owners.push(seen["owner"].as_str().unwrap().to_owned());
+        let refused = showcase.send(&request("POST", "/run")).await;
+        assert_eq!((refused.status, &*refused.body), (409, r#"{"ran":false}"#));
+    }
+    assert!(owners.iter().all(|owner| *owner == owners[0]), "{owners:?}");
+    let stats = json(&first.get("/stats", "").await.body);
+    let held = stats["locks"].as_array().unwrap();
+    assert!(held.iter().any(|lock| lock["name"] == "report"), "{stats}");
+
+    let released = last.send(&request("DELETE", "/lock")).await;
+    assert_eq!(
+        (released.status, &*released.body),
+        (200, r#"{"released":true}"#)
+    );
+    let lost = timeout(BOUND, running).await.expect("it is lost").unwrap();
+    assert_eq!(lost.status, 409, "{lost:?}");
+    assert_eq!(
+        json(&lost.body),
+        serde_json::json!({"ran": false, "lost": true})
+    );
+
+    let mut fence = 0;
+    for showcase in showcases {
+        let ran = showcase.send(&request("POST", "/run")).await;
+        let body = json(&ran.body);
+        assert_eq!((ran.status, &body["ran"]), (200, &Value::Bool(true)));
+        assert!(
+            body["fence"].as_u64().unwrap() > fence,
+            "{body} after {fence}"
+        );
+        fence = body["fence"].as_u64().unwrap();
+        let seen = json(&showcase.get("/jobs/report", "").await.body);
+        let expected =
+            serde_json::json!({"locked": false, "owner": null, "ttl_ms": null, "runs": 1});
+        assert_eq!(seen, expected);
+    }
+    first
+        .send(&request("POST", "/run?ms=soon"))
+        .await
+        .assert_problem(400);
+}
+
+async fn the_cron_job_runs(showcases: &[Arc<Showcase>]) {
+    testkit::until(BOUND, "the cron job", async || {
+        let mut runs = 0;
+        for showcase in showcases {
+            let stats = showcase.get("/stats", "").await.body;
+            let stats: Value = serde_json::from_str(&stats).unwrap();
+            runs += stats["cron_runs"].as_u64().unwrap();
+        }
+        runs > 2
+    })
+    .await
+    .unwrap();
 }
 
 async fn serves_on(topology: Topology, backend: &str, primaries: usize) {

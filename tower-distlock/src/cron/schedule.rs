@@ -194,7 +194,7 @@ where
                 true
             }
             Ok(Err(WithLockError::NotAcquired(error))) => {
-                event!(error, "job {name} did not run: {error}");
+                event!(error, "job {name} did not run: {}", error.with_cause());
                 false
             }
             Err(_) => {

@@ -29,6 +29,13 @@ pub(crate) enum Acquired {
     /// Somebody else holds it, or is next.
     Busy(Busy),
     /// Who asked had let go of it before: the question came late.
+    #[cfg_attr(
+        not(feature = "redis"),
+        allow(
+            dead_code,
+            reason = "only on Redis does a question come after its release"
+        )
+    )]
     Abandoned,
 }
 

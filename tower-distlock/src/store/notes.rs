@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use redis_conn::{Error, ErrorKind};
+use redis_conn::Error;
 
 use super::AnyStore;
 use crate::name::Name;
@@ -74,7 +74,9 @@ pub(crate) trait Notes {
 pub(super) mod bytes {
     //! A version (1 byte), the slot (20 digits, so that a script can compare it as a text), the value.
 
-    use super::{Error, ErrorKind, Note};
+    use redis_conn::{Error, ErrorKind};
+
+    use super::Note;
 
     pub(in crate::store) const VERSION: u8 = b'1';
     const DIGITS: usize = 20;

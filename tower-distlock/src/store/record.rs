@@ -88,6 +88,7 @@ impl Record {
     }
 
     /// Until when this is to be stored.
+    #[cfg(feature = "sqlite")]
     pub(crate) fn kept(&self) -> u64 {
         let waits = self.waiters.iter().map(|waiter| waiter.until);
         waits.fold(self.kept, u64::max)
