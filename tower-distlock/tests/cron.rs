@@ -8,7 +8,10 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -434,9 +437,12 @@ async fn what_is_later_than_the_grace_is_missed() {
 async fn a_panic_does_not_end_a_schedule_and_one_that_stands_still_does() {
     let locks = virtual_locks();
     let (told, mut ran) = tokio::sync::mpsc::unbounded_channel();
+    let (calls, asked) = (Arc::new(AtomicUsize::new(0)), 20);
+    let called = Arc::clone(&calls);
     let running = CronLock::new(&locks, "job")
         .schedule(
-            |after| {
+            move |after| {
+                assert!(called.fetch_add(1, Ordering::SeqCst) < asked, "without end");
                 each_second(after)
                     .filter(|next| *next <= slot(2))
                     .or(Some(after))
@@ -451,6 +457,7 @@ async fn a_panic_does_not_end_a_schedule_and_one_that_stands_still_does() {
     assert_eq!(ran.recv().await, Some(slot(2)));
     running.finished().await;
     assert_eq!(running.ran(), 2);
+    assert!(calls.load(Ordering::SeqCst) < asked);
 }
 
 #[tokio::test(start_paused = true)]
@@ -469,7 +476,8 @@ async fn a_dropped_handle_drops_the_run() {
     sleep(Duration::from_millis(1_500)).await;
     assert!(locks.is_locked("cron:job").await.unwrap());
     drop(running);
-    assert!(dropped.recv().await.is_none());
+    let gone = tokio::time::timeout(HOUR, dropped.recv()).await;
+    assert_eq!(gone, Ok(None));
     sleep(Duration::from_millis(1)).await;
     assert!(!locks.is_locked("cron:job").await.unwrap());
 }
