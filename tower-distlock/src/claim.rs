@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    LockError, LockOptions,
+    Durability, LockError, LockOptions,
     lease::{Lease, Moment},
     line::{Place, Waiter, Word},
     mail::Addressee,
@@ -44,8 +44,30 @@ enum State {
 }
 
 impl Claim {
-    /// Acquires a lock.
+    /// Acquires a lock, and has as many know of it as must.
     pub(crate) async fn acquire(
+        shared: &Arc<Shared>,
+        name: Name,
+        kind: (Mode, Seats),
+        options: &LockOptions,
+    ) -> Result<Self, LockError> {
+        if options.durability != Durability::Primary {
+            shared.store.has_replicas()?;
+        }
+        let claim = Self::acquire_here(shared, name, kind, options).await?;
+        if let Durability::Replicas { n, timeout } = options.durability {
+            let store = &shared.store;
+            let known = store.replicated(&claim.name, (n, timeout), shared.timeout);
+            let acked = known.await?;
+            if acked < n {
+                let required = n;
+                return Err(LockError::NotReplicated { acked, required });
+            }
+        }
+        Ok(claim)
+    }
+
+    async fn acquire_here(
         shared: &Arc<Shared>,
         name: Name,
         (mode, seats): (Mode, Seats),

@@ -33,6 +33,13 @@ pub enum LockError {
         /// How long the answer took.
         took: Duration,
     },
+    /// Too few replicas knew of it in time. It was released again.
+    NotReplicated {
+        /// How many did.
+        acked: u32,
+        /// How many were [asked for](crate::Durability::Replicas).
+        required: u32,
+    },
     /// The store did not answer, or refused; or what was asked for cannot be.
     Backend(Error),
 }
@@ -90,6 +97,9 @@ impl fmt::Display for LockError {
                 f,
                 "ttl {ttl:?}: expected more than an answer of the store takes, which was {took:?}"
             ),
+            Self::NotReplicated { acked, required } => {
+                write!(f, "{acked} replicas know of the lock, expected {required}")
+            }
             Self::Backend(_) => f.write_str("the store of the locks did not do it"),
         }
     }

@@ -40,7 +40,7 @@ pub use crate::{
     locks::{HeldLock, Holder, Locks},
     multi::MultiGuard,
     once::OnceError,
-    options::{FenceMode, LockOptions, OnBackendDown, OnLost},
+    options::{Durability, FenceMode, LockOptions, OnBackendDown, OnLost},
     owner::OwnerId,
     redlock::{Redlock, RedlockBuilder, RedlockGuard},
     reentrant::Owner,

@@ -44,6 +44,26 @@ pub enum OnBackendDown {
     RunUnprotected,
 }
 
+/// Who must know of a lock before it counts as held.
+///
+/// A replica that takes the place of a primary may have missed its last writes: a lock that only the primary knew of is granted to
+/// somebody else then. Waiting for replicas makes that rarer; it does not exclude it, since another replica may take the place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Durability {
+    /// The server that is asked.
+    #[default]
+    Primary,
+    /// So many of its replicas too, within this time; else the lock is released and the error tells how many there were. On Redis only.
+    /// It costs a connection for as long as it takes; renewals do not wait for it.
+    Replicas {
+        /// How many.
+        n: u32,
+        /// For how long they are waited for.
+        timeout: Duration,
+    },
+}
+
 /// For how long is waited for a lock that somebody else holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
@@ -73,6 +93,7 @@ pub struct LockOptions {
     pub(crate) on_lost: OnLost,
     pub(crate) on_backend_down: OnBackendDown,
     pub(crate) warn_after: Duration,
+    pub(crate) durability: Durability,
     pub(crate) owner: Option<Owner>,
 }
 
@@ -90,6 +111,7 @@ impl LockOptions {
             on_lost: OnLost::default(),
             on_backend_down: OnBackendDown::default(),
             warn_after: Duration::from_secs(30),
+            durability: Durability::default(),
             owner: None,
         }
     }
@@ -167,6 +189,12 @@ impl LockOptions {
     /// After how long a lock that is held still is reported once, as a warning; 30 s if not set.
     pub fn warn_after(mut self, warn_after: Duration) -> Self {
         self.warn_after = warn_after;
+        self
+    }
+
+    /// Who must know of the lock before it counts as held; the primary if not set.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
         self
     }
 

@@ -13,14 +13,15 @@ use std::{
     time::Duration,
 };
 
-use redis_conn::{Backend, Config};
-use testkit::{Fault, FaultProxy, RedisServer};
+use redis_conn::{Backend, Config, ConfigBuilder, Endpoint, ErrorKind};
+use testkit::{Fault, FaultProxy, RedisSentinel, RedisServer, Servers};
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout},
 };
 use tower_distlock::{
-    LockError, LockGuard, LockOptions, Locks, LostReason, OnBackendDown, Released, WithLockError,
+    Durability, LockError, LockGuard, LockOptions, Locks, LostReason, OnBackendDown, Released,
+    WithLockError,
 };
 
 /// Only a hang takes so long.
@@ -324,4 +325,85 @@ async fn a_ttl_that_is_shorter_than_an_answer_is_no_lock() {
     assert!(matches!(error, LockError::TtlTooShort { .. }), "{error}");
     proxy.set(Fault::Pass);
     until("it is free", async || !locks.is_locked("a").await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_lock_that_replicas_must_know_of_is_none_without_them() {
+    let group = RedisSentinel::start().await;
+    let sentinels = group.sentinel_addrs().into_iter();
+    let sentinels = sentinels.map(|addr| Endpoint::tcp(addr.ip().to_string(), addr.port()));
+    let servers = Servers::Sentinel(group);
+    let Servers::Sentinel(group) = &servers else {
+        unreachable!();
+    };
+    let mut config = Config::sentinel(sentinels, group.master_name());
+    if let Some(login) = servers.login() {
+        config = config.password(login.password);
+        config = login.user.into_iter().fold(config, ConfigBuilder::username);
+    }
+    if let Some(login) = servers.sentinel_login() {
+        config = config.sentinel_password(login.password);
+        config = login
+            .user
+            .into_iter()
+            .fold(config, ConfigBuilder::sentinel_username);
+    }
+    let backend = Backend::redis(config.build().unwrap()).unwrap();
+    backend.ready(Duration::from_secs(10)).await.unwrap();
+    let locks = Locks::with_timeout(&backend, Duration::from_secs(5)).unwrap();
+    let known_by = |n, timeout| {
+        ttl(60)
+            .try_once()
+            .durability(Durability::Replicas { n, timeout })
+    };
+    let all = u32::try_from(group.servers().len()).unwrap() - 1;
+    let guard = locks.acquire("a", known_by(all, HANG)).await.unwrap();
+    assert_eq!(guard.release().await.unwrap(), Released::Released);
+    for server in &group.servers()[1..] {
+        server.freeze();
+    }
+    // Sentinels take their time to miss a primary; they do not miss replicas.
+    let short = Duration::from_millis(200);
+    match locks.acquire("a", known_by(all, short)).await {
+        Err(LockError::NotReplicated { acked, required }) => {
+            assert_eq!((acked, required), (0, all));
+        }
+        other => panic!("{other:?}"),
+    }
+    until("it is free", async || !locks.is_locked("a").await.unwrap()).await;
+    for server in &group.servers()[1..] {
+        server.thaw();
+    }
+
+    let embedded = Locks::new(&Backend::memory()).unwrap();
+    let error = embedded.acquire("a", known_by(1, short)).await.unwrap_err();
+    let LockError::Backend(error) = error else {
+        panic!("{error}");
+    };
+    assert_eq!(*error.kind(), ErrorKind::Config);
+    assert!(!embedded.is_locked("a").await.unwrap());
+}
+
+#[test]
+fn callers_that_block_their_runtime_lose_no_lock_of_a_backend_on_another() {
+    let runtime = || {
+        let builder = tokio::runtime::Builder::new_multi_thread();
+        { builder }.worker_threads(1).enable_all().build().unwrap()
+    };
+    // Where the connections and the renewals are.
+    let home = runtime();
+    let (server, locks) = home.block_on(async {
+        let server = RedisServer::start().await;
+        let locks = locks(&server.url()).await;
+        (server, locks)
+    });
+    let callers = runtime();
+    let blocked = async {
+        let guard = locks.try_acquire("a", ttl(1)).await.unwrap();
+        // What no task should do: for longer than two leases.
+        std::thread::sleep(Duration::from_millis(2_500));
+        guard.release().await.unwrap()
+    };
+    assert_eq!(callers.block_on(blocked), Released::Released);
+    home.block_on(async move { drop(server) });
 }

@@ -19,7 +19,7 @@ use self::needed::covered;
 /// Services that have rate limits or locks only are tested with these.
 const ELSEWHERE: [&str; 2] = ["towerkeep-limits", "towerkeep-locks"];
 /// What `towerkeep` needs for the scripts of the locks is tested there.
-const LOCKS: &str = "+mget +pttl +pexpire +zadd +zrange +zrem +hset +hget +hdel +hvals +scan";
+const LOCKS: &str = "+mget +pttl +pexpire +zadd +zrange +zrem +hset +hget +hdel +hvals +scan +wait";
 
 #[test]
 fn there_is_a_test_of_every_entry_and_of_no_other() {

@@ -208,6 +208,37 @@ impl AnyStore {
     }
 }
 
+impl AnyStore {
+    /// Waits until so many replicas know of what is stored of a lock by now, and tells how many do.
+    pub(crate) async fn replicated(
+        &self,
+        name: &Name,
+        (replicas, patience): (u32, Duration),
+        deadline: Duration,
+    ) -> Result<u32, Error> {
+        #[cfg(feature = "redis")]
+        if let Self::Redis(store) = self {
+            return store.replicated(name, replicas, patience, deadline).await;
+        }
+        let _ = (name, replicas, patience, deadline);
+        self.has_replicas().map(|()| 0)
+    }
+
+    /// # Errors
+    ///
+    /// `Config` where there can be none.
+    pub(crate) fn has_replicas(&self) -> Result<(), Error> {
+        #[cfg(feature = "redis")]
+        if matches!(self, Self::Redis(_)) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Config,
+            "durability Replicas: expected a Redis backend, the others have no replicas",
+        ))
+    }
+}
+
 /// What is wrong where this crate lacks the store of a kind of backend.
 fn without_store(kind: &str) -> Error {
     let feature = kind.split('-').next().unwrap_or(kind);

@@ -118,6 +118,31 @@ impl RedisStore {
         birth.ok_or_else(|| Error::new(ErrorKind::Corrupt, text))
     }
 
+    /// Waits for replicas. They acknowledge what was written by the connection that asks, and all that the server wrote before: so one
+    /// that nobody else uses writes something that changes nothing.
+    pub(crate) async fn replicated(
+        &self,
+        name: &Name,
+        replicas: u32,
+        patience: Duration,
+        deadline: Duration,
+    ) -> Result<u32, Error> {
+        let held = self.keys(name).held;
+        let mut own = self.redis.dedicated(&held, deadline).await?;
+        let left = Call::new("PTTL", Class::Idempotent).key(&held);
+        let left = own.call(left, deadline).await?.int()?;
+        let left = u64::try_from(left).unwrap_or_default().max(1);
+        let touch = Call::new("PEXPIRE", Class::Idempotent).key(&held).int(left);
+        own.call(touch, deadline).await?;
+        let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        let wait = Call::new("WAIT", Class::Idempotent).int(replicas.into());
+        // Nought would be for ever.
+        let wait = wait.int(millis.max(1));
+        let acked = own.call(wait, patience + deadline).await?.int()?;
+        own.release();
+        u32::try_from(acked).map_err(|_| corrupt())
+    }
+
     async fn renew_some(
         &self,
         leases: &[(Name, Terms)],

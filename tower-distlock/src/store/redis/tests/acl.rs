@@ -52,7 +52,7 @@ const SERVER: &[(&str, Use)] = &[
     ),
     ("+mget +get +set +del +pttl +pexpire", Use::Locks),
     (
-        "+zadd +zrange +zrem +hset +hget +hdel +hvals +scan",
+        "+zadd +zrange +zrem +hset +hget +hdel +hvals +scan +wait",
         Use::Locks,
     ),
     ("resetchannels &tk:b1:locks* +@pubsub", Use::Told),
@@ -288,6 +288,8 @@ async fn locks(store: &RedisStore, patience: Duration) -> Result<(), redis_conn:
     assert_eq!(store.look(&name, patience).await?.waiting, 1);
     let listed = store.list(name.as_str(), patience).await?;
     assert_eq!(listed, [name.as_str()]);
+    // There are none, and none is needed.
+    store.replicated(&name, 0, patience, patience).await?;
     store.force(&name, patience).await?;
     store.force(&name, patience).await.map(drop)
 }
