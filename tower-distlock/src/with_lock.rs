@@ -176,16 +176,72 @@ async fn guarded<F: Future>(running: F, guard: &LockGuard, on_lost: OnLost) -> O
         OnLost::Notify => return Some(running.await),
     };
     let mut running = pin!(running);
+    // Wakes this when it is time.
     let mut over = pin!(async {
         guard.lost().await;
         tokio::time::sleep(grace).await;
     });
+    let mut end = None;
     poll_fn(|context| {
-        // First of all: a process that was stopped must not go on by one step.
-        if over.as_mut().poll(context).is_ready() {
+        // First of all, and by the clock itself: timers of a process that was stopped may fire only after the next step, which must not
+        // be taken.
+        if end.is_none() && guard.lease().why_lost().is_some() {
+            end = Instant::now().checked_add(grace);
+        }
+        if end.is_some_and(|end| end <= Instant::now()) || over.as_mut().poll(context).is_ready() {
             return Poll::Ready(None);
         }
         running.as_mut().poll(context).map(Some)
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use redis_conn::{Backend, ManualClock};
+
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    fn locks() -> (Arc<ManualClock>, Locks) {
+        let clock = Arc::new(ManualClock::new(1));
+        let builder = Backend::builder().clock(Arc::clone(&clock) as _);
+        let locks = Locks::new(&builder.memory().unwrap()).unwrap();
+        (clock, locks)
+    }
+
+    /// How often a future is polled that finds, while it is polled, that time has gone on without it.
+    async fn polls(on_lost: OnLost) -> u32 {
+        let (clock, locks) = locks();
+        let mut polls = 0;
+        let options = LockOptions::new().ttl(TTL).on_lost(on_lost);
+        let lost = locks
+            .with_lock("a", options, async |_| {
+                clock.advance(TTL);
+                for _ in 0..3 {
+                    polls += 1;
+                    // It is polled again at once: no timer has fired by then.
+                    tokio::task::yield_now().await;
+                }
+                Ok::<_, ()>(())
+            })
+            .await;
+        assert!(matches!(lost, Err(WithLockError::Lost { .. })), "{lost:?}");
+        polls
+    }
+
+    #[tokio::test]
+    async fn after_a_stop_no_step_is_taken() {
+        assert_eq!(polls(OnLost::Cancel).await, 1);
+        assert_eq!(polls(OnLost::Grace(Duration::ZERO)).await, 1);
+    }
+
+    #[tokio::test]
+    async fn who_has_some_time_left_uses_it() {
+        assert_eq!(polls(OnLost::Grace(TTL)).await, 3);
+        assert_eq!(polls(OnLost::Notify).await, 3);
+    }
 }

@@ -186,7 +186,7 @@ impl Resource {
 }
 
 /// Writes under the lock for as long as it may.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 #[ignore = "the child of a_stopped_holder_does_no_harm"]
 async fn writing_child() {
     let (locks, path) = (locks().await, path());
@@ -197,7 +197,9 @@ async fn writing_child() {
             process::report(fence);
             loop {
                 resource.write(fence);
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                // Work that blocks, and is polled again at once: no timer tells it anything.
+                std::thread::sleep(Duration::from_millis(5));
+                tokio::task::yield_now().await;
             }
             #[allow(unreachable_code, reason = "names the type of the output")]
             Ok::<(), ()>(())
