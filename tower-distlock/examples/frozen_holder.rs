@@ -33,12 +33,14 @@ async fn write_under_the_lock(dir: &Path) -> Result {
         .with_lock("resource", options, async |held| -> Result {
             let resource = Connection::open(dir.join("resource.db"))?;
             let fence = held.fence().ok_or("no fence")?.cast_signed();
-            println!("has the lock, fence {fence}");
+            let write =
+                || resource.execute("UPDATE resource SET fence = ?1 WHERE fence <= ?1", [fence]);
+            write()?;
+            println!("has written, fence {fence}");
             loop {
                 // Like any work that blocks: it is not cancelled, only what comes after it is.
-                std::thread::sleep(Duration::from_millis(5));
-                let update = "UPDATE resource SET fence = ?1 WHERE fence <= ?1";
-                if resource.execute(update, [fence])? == 0 {
+                std::thread::sleep(Duration::from_millis(100));
+                if write()? == 0 {
                     println!("a write was refused: fence {fence} was passed");
                 }
                 tokio::task::yield_now().await;
