@@ -123,6 +123,7 @@ mod shared;
 mod store;
 mod terms;
 mod trace;
+mod waiting;
 mod watchdog;
 mod with_lock;
 
