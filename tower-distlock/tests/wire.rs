@@ -84,8 +84,8 @@ async fn who_waits_costs_a_command_a_second_at_most() {
         }
         let cost = sent(&server).await - before;
         // 350 in 10 s; and each that gives up says so.
-        let most = begun.elapsed().as_secs_f64() * 35.0 + WAITERS as f64 + 2.0;
-        assert!((cost as f64) < most, "{cost} commands, expected {most}");
+        let most = begun.elapsed().as_secs() * 35 + 35 + WAITERS + 2;
+        assert!(cost <= most, "{cost} commands, expected {most}");
     }
 }
 
@@ -106,7 +106,7 @@ async fn many_locks_are_renewed_together() {
     let lost = timeout(2 * TTL, guards[0].lost()).await;
     assert!(lost.is_err(), "{lost:?}");
     let cost = sent(&server).await - before;
-    let most = begun.elapsed().as_secs_f64() * 10.0 + 4.0;
-    assert!((cost as f64) < most, "{cost} commands, expected {most}");
+    let most = begun.elapsed().as_secs() * 10 + 10;
+    assert!(cost <= most, "{cost} commands, expected {most}");
     assert_eq!(locks.list("job:").await.unwrap().len(), LOCKS as usize);
 }
