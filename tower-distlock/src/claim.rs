@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::{
     Durability, LockError, LockOptions,
     lease::{Lease, Moment},
+    metrics::Holding,
     name::Name,
     options::Wait,
     shared::Shared,
@@ -23,6 +24,7 @@ pub(crate) struct Claim {
     name: Name,
     terms: Terms,
     state: State,
+    holding: Holding,
 }
 
 enum State {
@@ -78,6 +80,7 @@ impl Claim {
             terms: shared.terms(options, mode, seats),
             name,
             state: State::Nothing,
+            holding: Holding::default(),
         };
         let begun = Instant::now();
         let waits = options.wait != Wait::Once;
@@ -191,6 +194,7 @@ impl Claim {
         };
         self.shared.lines.hold(&self.name);
         self.shared.watchdog.watch(&self.shared, watched);
+        self.holding = Holding::of(&lease);
         self.state = State::Held(lease, grant.fence);
         Ok(())
     }

@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::terms::micros;
+use crate::{metrics::HeldSince, terms::micros};
 
 /// Why a lock is not held any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,6 +94,7 @@ pub(crate) fn relied_upon(ttl: Duration) -> Duration {
 struct Status {
     until: Moment,
     lost: Option<LostReason>,
+    since: HeldSince,
 }
 
 /// A lease. Clones are the same one.
@@ -105,7 +106,11 @@ pub(crate) struct Lease {
 
 impl Lease {
     pub(crate) fn new(until: Moment, clock: &Arc<dyn Clock>) -> Self {
-        let (status, _) = watch::channel(Status { until, lost: None });
+        let (status, _) = watch::channel(Status {
+            until,
+            lost: None,
+            since: HeldSince::default(),
+        });
         Self {
             status: Arc::new(status),
             clock: Arc::clone(clock),
@@ -128,8 +133,18 @@ impl Lease {
         self.status.send_if_modified(|status| {
             let first = status.lost.is_none();
             status.lost.get_or_insert(reason);
+            status.since.lost(reason);
             first
         })
+    }
+
+    /// What is counted of it changes, of which nobody hears.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn count(&self, change: impl FnOnce(&mut HeldSince)) {
+        self.status.send_if_modified(|status| {
+            change(&mut status.since);
+            false
+        });
     }
 
     /// Why it is lost, if it is. A lease whose time is over is lost from the moment that anybody has seen it.

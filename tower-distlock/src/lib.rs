@@ -92,9 +92,24 @@
 //! Names of locks are readable in the store, and in no metric label; in logs they are a hash. Names of cron jobs and of elections
 //! are fixed in code, and are both.
 //!
+//! # Metrics
+//!
+//! With the feature `metrics`, through the facade of that name. Install the recorder before the first [`Locks`] is made. No label
+//! says the name of a lock; of more than 64 cron jobs or elections the later ones are `other`.
+//!
+#![doc = include_str!("metrics/metrics.md")]
+//!
+//! Who comes from names of another kind finds them here:
+//!
+//! | there | here |
+//! |---|---|
+//! | `skynetbot_distributed_locks_active` | `towerkeep_lock_held` |
+//! | `skynetbot_distributed_lock_acquisitions_total`, by `resource` and `status` | `towerkeep_lock_acquisitions_total`, by `outcome` |
+//!
 //! # Features
 //!
 //! - `redis` (default), `sqlite`: the backends. Memory is always there.
+//! - `metrics`: what is counted, see [Metrics](#metrics).
 //! - `tracing`: events on the target `tower_distlock`. Without them it behaves the same.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -110,6 +125,7 @@ mod lease;
 mod line;
 mod locks;
 mod mail;
+mod metrics;
 mod multi;
 mod name;
 mod once;

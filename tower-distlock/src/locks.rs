@@ -7,7 +7,7 @@ use redis_conn::{Audit, Backend, Error};
 use crate::{
     LockError, LockGuard, LockOptions, Owner, OwnerId,
     claim::Claim,
-    mail,
+    mail, metrics,
     name::Name,
     owner::process_of,
     shared::Shared,
@@ -126,7 +126,10 @@ impl Locks {
         let name = Name::new(name)?;
         let claim = match &options.owner {
             Some(owner) => self.acquire_again(owner, name, kind, options).await?,
-            None => Arc::new(Claim::acquire(&self.shared, name, kind, options).await?),
+            None => {
+                let claim = Claim::acquire(&self.shared, name, kind, options);
+                Arc::new(metrics::acquiring(claim).await?)
+            }
         };
         // It is held, or that was an error.
         LockGuard::new(claim).ok_or(LockError::Lost(crate::LostReason::Expired))
@@ -149,8 +152,8 @@ impl Locks {
         {
             return Ok(claim);
         }
-        let claim = Claim::acquire(&self.shared, name, kind, options).await?;
-        let claim = Arc::new(claim);
+        let claim = Claim::acquire(&self.shared, name, kind, options);
+        let claim = Arc::new(metrics::acquiring(claim).await?);
         *hold = Arc::downgrade(&claim);
         Ok(claim)
     }

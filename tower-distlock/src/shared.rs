@@ -21,6 +21,7 @@ use crate::{
     lease::Moment,
     line::{Heir, Lines, Waiter, Word},
     mail::Mail,
+    metrics,
     name::Name,
     store::{Acquired, AnyStore, Next, Outcome, Store},
     terms::{Mode, Seats, Terms},
@@ -55,6 +56,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(backend: &Backend, timeout: Duration) -> Result<Arc<Self>, Error> {
+        metrics::begin();
         let store = AnyStore::of(backend)?;
         let lines = backend.shared('l', "lines", Lines::default)?;
         let shared = Arc::new_cyclic(|me: &Weak<Self>| {

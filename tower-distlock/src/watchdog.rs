@@ -17,6 +17,7 @@ use tokio::{
 use crate::{
     LostReason, OwnerId,
     lease::{Lease, Moment},
+    metrics,
     name::Name,
     owner::random,
     shared::Shared,
@@ -271,6 +272,7 @@ async fn renew(shared: Arc<Shared>, leases: Vec<(Name, Terms)>) {
     let shortest = leases.iter().map(|(_, terms)| terms.ttl / 3).min();
     let deadline = shared.timeout.min(shortest.unwrap_or(shared.timeout));
     let renewed = shared.store.renew(&leases, deadline).await;
+    metrics::renewed(leases.len(), &renewed);
     let Ok(outcomes) = renewed else {
         for (_, terms) in leases {
             shared.watchdog.retry(terms.owner);

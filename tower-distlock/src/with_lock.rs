@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     LockError, LockGuard, LockOptions, Locks, LostReason, OnLost, Released, WithLockError,
-    lease::LockToken, options::OnBackendDown, trace::event,
+    lease::LockToken, metrics, options::OnBackendDown, trace::event,
 };
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
@@ -103,6 +103,7 @@ impl Locks {
             Ok(guard) => guard,
             Err(error) if runs_unprotected(&error, &options) => {
                 event!(warn, "a job runs without its lock: {}", error.with_cause());
+                metrics::unprotected();
                 let held = Held {
                     fence: None,
                     token: LockToken::unprotected(),

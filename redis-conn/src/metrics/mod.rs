@@ -7,6 +7,7 @@
 
 mod bus;
 mod family;
+mod few;
 mod kinds;
 mod level;
 #[cfg(feature = "redis")]
@@ -25,5 +26,6 @@ pub(crate) use self::{
 };
 pub use self::{
     family::{ByLabel, Family, page},
+    few::{Few, Found},
     kinds::{KINDS, kind},
 };

@@ -24,6 +24,7 @@ use self::{
 use crate::{
     Held, LockError, LockOptions, Locks, OnLost, OwnerId, WithLockError,
     error::is_outage,
+    metrics,
     name::Name,
     shared::PAUSE,
     store::notes::{Kind, Note, Notes as _},
@@ -84,6 +85,7 @@ pub enum CronRun<T> {
 impl CronLock {
     /// A job of this name, fixed in code, with a lease of 30 s.
     pub fn new(locks: &Locks, name: &str) -> Self {
+        metrics::cron_known(name);
         Self {
             locks: locks.clone(),
             name: name.into(),
@@ -191,6 +193,7 @@ impl CronLock {
             debug,
             "job {name}: {outcome} after {took:?}, {lag:?} behind its slot"
         );
+        metrics::cron_ended(name, outcome, took, lag);
     }
 
     async fn run_at<T, E, F>(

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     error::is_outage,
+    metrics,
     name::Name,
     shared::PAUSE,
     store::notes::{Kind, Note, Notes as _},
@@ -105,6 +106,9 @@ impl Run<'_> {
             }
             Err(panic) => {
                 self.ends(Ended::Panicked).await;
+                // It goes past whoever counts the others.
+                let lag = Duration::from_micros(self.started.saturating_sub(self.slot));
+                metrics::cron_ended(&self.cron.name, "failed", self.since.elapsed(), lag);
                 resume_unwind(panic)
             }
         }

@@ -19,6 +19,7 @@ use super::{CronLock, CronRun, now};
 use crate::{
     Held, WithLockError,
     background::{Background, Stop},
+    metrics,
     name::Name,
     trace::event,
 };
@@ -144,6 +145,7 @@ impl CronLock {
         let (name, counts) = (Arc::clone(&self.name), Arc::new(Counts::default()));
         let locks = self.locks.clone();
         let agenda = Agenda {
+            name: Arc::clone(&name),
             clock: Arc::clone(locks.shared.backend.clock()),
             after: self.now(),
             grace: self.grace,
@@ -220,6 +222,7 @@ async fn until(clock: &Arc<dyn Clock>, slot: SystemTime) {
 
 /// Which slot is next.
 struct Agenda<N> {
+    name: Arc<str>,
     clock: Arc<dyn Clock>,
     /// The last slot that was looked at.
     after: SystemTime,
@@ -241,6 +244,7 @@ impl<N: FnMut(SystemTime) -> Option<SystemTime>> Agenda<N> {
                 break;
             }
             self.missed(1);
+            metrics::cron_missed(&self.name);
             counted += 1;
             slot = match now.checked_sub(self.grace) {
                 Some(earliest) if counted >= COUNTED && later? < earliest => {

@@ -9,8 +9,8 @@ use tokio::{
 
 use super::{Election, Leader, State};
 use crate::{
-    Held, LockError, LockGuard, LostReason, background::Stop, lease::relied_upon, owner::random,
-    store::CLAIM, trace::event,
+    Held, LockError, LockGuard, LostReason, background::Stop, lease::relied_upon, metrics::Leading,
+    owner::random, store::CLAIM, trace::event,
 };
 
 pub(super) struct Campaign {
@@ -40,8 +40,9 @@ impl Campaign {
                     }
                 }
             };
-            self.started(&guard);
+            let leading = self.started(&guard);
             let why = self.lead(&guard, &mut stop).await;
+            drop(leading);
             self.stopped(guard, why).await;
         }
     }
@@ -84,7 +85,7 @@ impl Campaign {
     }
 
     /// One who has come to lead: the one place for figures about it.
-    fn started(&self, guard: &LockGuard) {
+    fn started(&self, guard: &LockGuard) -> Leading {
         let (name, fence) = (&self.election.name, guard.fence());
         event!(info, "election {name}: leads from now on, fence {fence}");
         self.states.send_modify(|state| {
@@ -95,6 +96,7 @@ impl Campaign {
             });
             state.leading = Some(Held::of(guard));
         });
+        Leading::of(name)
     }
 
     /// Waits until it does not lead any more, and tells why.

@@ -11,7 +11,8 @@ use tokio::sync::{RwLock, watch};
 use self::campaign::Campaign;
 pub use self::events::{ElectionEvent, ElectionEvents};
 use crate::{
-    Held, Holder, LockError, LockOptions, Locks, OwnerId, background::Background, name::Name,
+    Held, Holder, LockError, LockOptions, Locks, OwnerId, background::Background, metrics,
+    name::Name,
 };
 
 /// An election: of all processes that [campaign](Self::campaign) under a name one leads. The lock is `election:` and the name.
@@ -132,6 +133,7 @@ impl Election {
     /// no runtime.
     pub fn campaign(&self) -> Result<Candidate, Error> {
         self.check()?;
+        metrics::election_known(&self.name);
         let (states, state) = watch::channel(State::default());
         let work = Arc::new(RwLock::new(()));
         let campaign = Campaign {

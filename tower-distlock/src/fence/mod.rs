@@ -10,7 +10,7 @@ use redis_conn::Error;
 
 pub use self::{future::FenceFuture, layer::FenceLayer, service::Fence};
 use crate::{
-    Locks,
+    Locks, metrics,
     name::Name,
     store::notes::{Kind, Note, Notes as _},
 };
@@ -85,7 +85,10 @@ impl Locks {
         let store = &self.shared.store;
         let seen = store.advance(&name, Kind::Fence, &note, KEEP, timeout);
         match seen.await? {
-            Some(Note { slot: seen, .. }) if seen > fence => Err(FenceError::Stale { fence, seen }),
+            Some(Note { slot: seen, .. }) if seen > fence => {
+                metrics::fence_refused();
+                Err(FenceError::Stale { fence, seen })
+            }
             _ => Ok(()),
         }
     }

@@ -12,6 +12,7 @@ use super::Gate;
 use crate::{
     LockError, LockOptions,
     claim::Claim,
+    metrics,
     name::Name,
     shared::Shared,
     store::Birth,
@@ -78,7 +79,7 @@ impl Node {
             // Both at once, on one connection: they tell of the same run of the server.
             let (birth, claim) = tokio::join!(
                 shared.store.birth(patience),
-                Claim::acquire(shared, name.clone(), kind, &options),
+                metrics::acquiring(Claim::acquire(shared, name.clone(), kind, &options)),
             );
             let (birth, claim) = (birth?, claim?);
             self.admits(birth.as_ref(), options.ttl)?;

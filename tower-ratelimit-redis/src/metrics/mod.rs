@@ -3,8 +3,6 @@
 //! `table.rs` has the one table of families; `metrics.md` is made of it. Handles are resolved when a limiter is built and when a
 //! policy is first used: a recorder that is installed later sees nothing of it. After that nothing here locks or allocates.
 
-#[cfg(feature = "metrics")]
-mod few;
 #[cfg(not(feature = "metrics"))]
 mod off;
 #[cfg(feature = "metrics")]

@@ -3,11 +3,10 @@
 use std::sync::{LazyLock, OnceLock};
 
 use metrics::Counter;
-use redis_conn::metrics::{ByLabel, Family};
+use redis_conn::metrics::{ByLabel, Family, Few};
 
 use super::{
     Outcome,
-    few::Few,
     routes::{NUMBERS, Route},
     table::{
         BLOCKED_DENIALS, CACHED_DENIALS, COALESCED_CHECKS, DECISIONS, ERRORS, FALLBACK_DECISIONS,

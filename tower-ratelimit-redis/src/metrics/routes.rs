@@ -1,6 +1,6 @@
 //! The routes that may be labels.
 
-use super::few::Few;
+use redis_conn::metrics::Few;
 
 /// So many routes are told apart; the others are one.
 const ROUTES: usize = 64;

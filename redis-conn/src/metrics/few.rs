@@ -1,25 +1,32 @@
-//! A few things by name.
+//! A few things by name: what a program may choose that becomes a label.
 
 use std::sync::OnceLock;
 
 /// At most `N` things, which are never removed. Finding one takes no lock.
 #[derive(Debug)]
-pub(super) struct Few<T, const N: usize>([OnceLock<(Box<str>, T)>; N]);
+pub struct Few<T, const N: usize>([OnceLock<(Box<str>, T)>; N]);
 
 /// One of the few, and its number.
-pub(super) struct Found<'a, T> {
-    pub(super) place: usize,
-    pub(super) name: &'a str,
-    pub(super) value: &'a T,
+#[derive(Debug)]
+pub struct Found<'a, T> {
+    /// Below `N`, and of no other one.
+    pub place: usize,
+    /// Its name.
+    pub name: &'a str,
+    /// The thing.
+    pub value: &'a T,
 }
 
 impl<T, const N: usize> Few<T, N> {
-    pub(super) const fn new() -> Self {
+    /// None yet.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it is for statics")]
+    pub const fn new() -> Self {
         Self([const { OnceLock::new() }; N])
     }
 
     /// The thing of this name, made if there is room for one more.
-    pub(super) fn find(&self, wanted: &str, make: impl Fn(&str) -> T) -> Option<Found<'_, T>> {
+    pub fn find(&self, wanted: &str, make: impl Fn(&str) -> T) -> Option<Found<'_, T>> {
         // Places are taken in their order, so whoever comes to a free one has seen all names; whoever loses it to another sees
         // that one's name in it.
         for (place, slot) in self.0.iter().enumerate() {
