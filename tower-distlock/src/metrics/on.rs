@@ -143,7 +143,9 @@ fn outcome(error: Option<&LockError>) -> &'static str {
         Some(LockError::NotAcquired { .. }) => "busy",
         Some(LockError::TimedOut { .. }) => "timed_out",
         Some(LockError::TtlTooShort { .. }) => "too_short",
-        Some(LockError::Backend(_) | LockError::Lost(_)) => "error",
+        Some(LockError::Backend(_) | LockError::NotReplicated { .. } | LockError::Lost(_)) => {
+            "error"
+        }
     }
 }
 

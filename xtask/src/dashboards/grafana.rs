@@ -128,7 +128,9 @@ fn panel(library: &str, n: usize, family: &Family) -> Json {
 fn title(library: &str, family: &str) -> String {
     let name = family.trim_end_matches("_total");
     let name = name.trim_end_matches("_seconds");
-    let common = |word: &&str| *word == "towerkeep" || library.split('-').any(|part| part == *word);
+    // `towerkeep_lock_` is of `tower-distlock`.
+    let common =
+        |word: &&str| *word == "towerkeep" || library.split('-').any(|part| part.ends_with(*word));
     let words: Vec<&str> = name.split('_').skip_while(common).collect();
     words.join(" ")
 }
@@ -239,6 +241,7 @@ mod tests {
                 "towerkeep_ratelimit_near_limit_total",
                 "near limit",
             ),
+            ("tower-distlock", "towerkeep_lock_held", "held"),
         ] {
             assert_eq!(title(library, name), expected);
         }
