@@ -301,6 +301,15 @@ async fn the_metrics_are_there_before_anything_happened() {
         let limited = format!("{family}{{policy=\"limited\",outcome=\"allowed\"}} 1");
         let mut lines = metrics.body.lines();
         assert!(lines.any(|line| line == limited), "{}", metrics.body);
+        for nothing in [
+            "towerkeep_lock_acquisitions_total{outcome=\"busy\"} 0",
+            "towerkeep_lock_lost_total{reason=\"expired\"} 0",
+        ] {
+            let mut lines = metrics.body.lines();
+            assert!(lines.any(|line| line == nothing), "{}", metrics.body);
+        }
+        let cron = "towerkeep_lock_cron_runs_total{cron=\"tick\"";
+        assert!(metrics.body.contains(cron), "{}", metrics.body);
     }
 }
 
