@@ -80,7 +80,7 @@ impl Claim {
             terms: shared.terms(options, mode, seats),
             name,
             state: State::Nothing,
-            holding: Holding::default(),
+            holding: Holding::none(),
         };
         let begun = Instant::now();
         let waits = options.wait != Wait::Once;

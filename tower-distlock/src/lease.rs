@@ -109,7 +109,7 @@ impl Lease {
         let (status, _) = watch::channel(Status {
             until,
             lost: None,
-            since: HeldSince::default(),
+            since: HeldSince::none(),
         });
         Self {
             status: Arc::new(status),

@@ -42,7 +42,7 @@ impl Campaign {
             };
             let leading = self.started(&guard);
             let why = self.lead(&guard, &mut stop).await;
-            drop(leading);
+            leading.end();
             self.stopped(guard, why).await;
         }
     }

@@ -102,6 +102,10 @@ impl Leading {
         ballot.changes.increment(1);
         Self(ballot)
     }
+
+    pub(crate) fn end(self) {
+        drop(self);
+    }
 }
 
 impl Drop for Leading {

@@ -11,23 +11,30 @@ use redis_conn::Error;
 
 use crate::{LostReason, lease::Lease, store::Outcome};
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct HeldSince;
 
 impl HeldSince {
+    pub(crate) fn none() -> Self {
+        Self
+    }
+
     pub(crate) fn lost(&mut self, _: LostReason) {}
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Holding;
 
 impl Holding {
+    pub(crate) fn none() -> Self {
+        Self
+    }
+
     pub(crate) fn of(_: &Lease) -> Self {
         Self
     }
 }
 
-/// It goes when the leadership is over, as with the feature.
 #[derive(Debug)]
 pub(crate) struct Leading;
 
@@ -35,6 +42,8 @@ impl Leading {
     pub(crate) fn of(_: &str) -> Self {
         Self
     }
+
+    pub(crate) fn end(self) {}
 }
 
 pub(crate) fn begin() {}

@@ -83,10 +83,14 @@ pub(crate) fn fence_refused() {
 }
 
 /// Since when a lock is held; nothing before it is and when it is not any more. It ends once, whichever end comes first.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct HeldSince(Option<Instant>);
 
 impl HeldSince {
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
     fn begin(&mut self) {
         self.0 = Some(Instant::now());
         METERS.held.increment(1.0);
@@ -111,10 +115,14 @@ impl HeldSince {
 }
 
 /// That a lock is held, until this is dropped: it was let go of then.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Holding(Option<Lease>);
 
 impl Holding {
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
     pub(crate) fn of(lease: &Lease) -> Self {
         lease.count(HeldSince::begin);
         Self(Some(lease.clone()))
