@@ -242,9 +242,17 @@ impl Claim {
         Ok(outcome)
     }
 
+    /// It is not watched over any more.
+    fn end(&self) {
+        self.shared.watchdog.forget(self.terms.owner);
+        if let State::Held(lease, _) = &self.state {
+            lease.end();
+        }
+    }
+
     /// Lets go of it.
     pub(crate) async fn release(mut self) -> Result<Outcome, Error> {
-        self.shared.watchdog.forget(self.terms.owner);
+        self.end();
         let released = self
             .shared
             .release(&self.name, &self.terms, true, false)
@@ -260,7 +268,7 @@ impl Claim {
 
     /// Lets it go on for so long, without anybody who renews it.
     pub(crate) async fn leave(mut self, rest: Duration) -> Result<Outcome, Error> {
-        self.shared.watchdog.forget(self.terms.owner);
+        self.end();
         self.state = State::Nothing;
         let until = Instant::now() + rest;
         self.shared.leave(&self.name, &self.terms, until).await
@@ -274,7 +282,7 @@ impl Drop for Claim {
             State::Asked { unanswered } => (false, unanswered),
             State::Held(..) => (true, false),
         };
-        self.shared.watchdog.forget(self.terms.owner);
+        self.end();
         self.shared
             .release_later(&self.name, &self.terms, held, abandoned);
     }

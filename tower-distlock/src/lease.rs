@@ -94,6 +94,8 @@ pub(crate) fn relied_upon(ttl: Duration) -> Duration {
 struct Status {
     until: Moment,
     lost: Option<LostReason>,
+    /// It was let go of. What was not lost by then never is.
+    over: bool,
     since: HeldSince,
 }
 
@@ -109,6 +111,7 @@ impl Lease {
         let (status, _) = watch::channel(Status {
             until,
             lost: None,
+            over: false,
             since: HeldSince::none(),
         });
         Self {
@@ -131,7 +134,10 @@ impl Lease {
     /// It is lost, if it was not before.
     pub(crate) fn lose(&self, reason: LostReason) -> bool {
         self.status.send_if_modified(|status| {
-            let first = status.lost.is_none();
+            let first = status.lost.is_none() && !status.over;
+            if !first {
+                return false;
+            }
             status.lost.get_or_insert(reason);
             status.since.lost(reason);
             first
@@ -147,10 +153,16 @@ impl Lease {
         });
     }
 
+    /// It is let go of from now on.
+    pub(crate) fn end(&self) {
+        self.why_lost();
+        self.status.send_modify(|status| status.over = true);
+    }
+
     /// Why it is lost, if it is. A lease whose time is over is lost from the moment that anybody has seen it.
     pub(crate) fn why_lost(&self) -> Option<LostReason> {
         let status = *self.status.borrow();
-        if status.lost.is_none() && status.until.has_passed(&self.clock) {
+        if status.lost.is_none() && !status.over && status.until.has_passed(&self.clock) {
             self.lose(LostReason::Expired);
             return Some(LostReason::Expired);
         }
@@ -161,6 +173,7 @@ impl Lease {
     pub(crate) fn valid_for(&self) -> Duration {
         match self.why_lost() {
             Some(_) => Duration::ZERO,
+            None if self.status.borrow().over => Duration::ZERO,
             None => self.until().saturating_duration_since(Instant::now()),
         }
     }
@@ -176,9 +189,9 @@ impl Lease {
             if let Some(reason) = self.why_lost() {
                 return reason;
             }
-            let until = heard.borrow_and_update().until.at;
+            let Status { until, over, .. } = *heard.borrow_and_update();
             tokio::select! {
-                () = sleep_until(until) => {}
+                () = sleep_until(until.at), if !over => {}
                 changed = heard.changed() => if changed.is_err() { return LostReason::Closed },
             }
         }
@@ -289,6 +302,23 @@ mod tests {
         manual.advance(TTL);
         assert_eq!(lease.why_lost(), Some(LostReason::Expired));
         assert_eq!(lease.valid_for(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_let_go_of_in_time_is_never_lost() {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (released, late) = (lease(&clock), lease(&clock));
+        let (token, waiting) = (LockToken::new(&released), LockToken::new(&released));
+        let waiting = tokio::spawn(async move { waiting.lost().await });
+        tokio::task::yield_now().await;
+        released.end();
+        assert_eq!(token.valid_for(), Duration::ZERO);
+        tokio::time::sleep(2 * TTL).await;
+        assert!(!token.is_lost() && !waiting.is_finished());
+        assert!(!released.lose(LostReason::Stolen));
+        assert!(!token.is_lost());
+        late.end();
+        assert_eq!(late.why_lost(), Some(LostReason::Expired));
     }
 
     #[tokio::test(start_paused = true)]

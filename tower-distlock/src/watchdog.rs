@@ -248,18 +248,20 @@ async fn run(shared: Weak<Shared>, sooner: Arc<Notify>) {
 
 /// Looks at what is due, and renews it.
 fn begin(shared: &Arc<Shared>, renewals: &mut JoinSet<()>) {
-    let now = Instant::now();
-    let due = shared.watchdog.registry().due(now);
-    let mut leases = Vec::new();
-    for mut watched in due {
-        if watched.look(now) {
-            continue;
+    let (now, mut leases) = (Instant::now(), Vec::new());
+    {
+        // All in one step: what is let go of meanwhile must not come back.
+        let mut registry = shared.watchdog.registry();
+        for mut watched in registry.due(now) {
+            if watched.look(now) {
+                continue;
+            }
+            if watched.is_to_be_renewed(now) {
+                leases.push((watched.name.clone(), watched.terms.clone()));
+                watched.renewed();
+            }
+            registry.insert(watched);
         }
-        if watched.is_to_be_renewed(now) {
-            leases.push((watched.name.clone(), watched.terms.clone()));
-            watched.renewed();
-        }
-        shared.watchdog.registry().insert(watched);
     }
     for batch in leases.chunks(BATCH) {
         renewals.spawn(renew(Arc::clone(shared), batch.to_vec()));
