@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use redis_conn::{Error, ErrorKind};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     Durability, LockError, LockOptions,
@@ -13,17 +13,22 @@ use crate::{
     name::Name,
     options::Wait,
     shared::Shared,
-    store::{Acquired, Busy, Grant, Outcome, Store},
+    store::{Acquired, Busy, Grant, Outcome, Store, record::disagreement},
     terms::{Mode, Seats, Terms},
-    waiting::{Met, Waiting},
+    waiting::{Met, Waiting, closed},
     watchdog::{Watched, third},
 };
+
+/// No answer of a healthy store takes so long: what does may have been sent on two connections.
+const SLOW: Duration = Duration::from_millis(100);
 
 pub(crate) struct Claim {
     shared: Arc<Shared>,
     name: Name,
     terms: Terms,
     state: State,
+    /// A question may be on its way still that has no answer, or has one to a copy of it: what is let go of then says so for good.
+    doubtful: bool,
     holding: Holding,
 }
 
@@ -69,27 +74,36 @@ impl Claim {
     ) -> Result<Self, LockError> {
         options.check()?;
         if shared.is_closed() {
-            return Err(Error::new(
-                ErrorKind::Closed,
-                "the locks were closed with their backend",
-            )
-            .into());
+            return Err(closed());
         }
         let mut claim = Self {
             shared: Arc::clone(shared),
             terms: shared.terms(options, mode, seats),
             name,
             state: State::Nothing,
+            doubtful: false,
             holding: Holding::none(),
         };
         let begun = Instant::now();
         let waits = options.wait != Wait::Once;
-        let alone = mode == Mode::Alone && !options.fair;
+        // A mutex that its process may hand on. Who writes must stand in the line of the store, where readers see it.
+        let alone = mode == Mode::Alone && seats == Seats::Some(1) && !options.fair;
         // Whoever of this process came before has its turn first, and who waits in order of arrival begins at once.
         let lines_up = waits && (options.fair || alone && shared.lines.has_waiters(&claim.name));
+        let until = match options.wait {
+            Wait::For(wait) => begun.checked_add(wait),
+            Wait::Once | Wait::Forever => None,
+        };
         let mut met = Met::default();
         if !lines_up {
-            match claim.ask(None, options).await {
+            let asking = claim.ask(None, options);
+            let asked = match until {
+                Some(until) => timeout_at(until, asking)
+                    .await
+                    .unwrap_or_else(|_| Err(late())),
+                None => asking.await,
+            };
+            match asked {
                 Ok(None) => return Ok(claim),
                 Ok(Some(busy)) if waits => met.owner = busy.instance,
                 Ok(Some(busy)) => {
@@ -102,10 +116,6 @@ impl Claim {
                 Err(error) => return Err(error),
             }
         }
-        let until = match options.wait {
-            Wait::For(wait) => begun.checked_add(wait),
-            Wait::Once | Wait::Forever => None,
-        };
         let waiting = Waiting {
             claim: &mut claim,
             options,
@@ -130,6 +140,7 @@ impl Claim {
     ) -> Result<Option<Busy>, LockError> {
         let shared = Arc::clone(&self.shared);
         let sent = shared.now();
+        self.doubtful |= matches!(self.state, State::Asked { unanswered: true });
         self.state = State::Asked { unanswered: true };
         let asking = shared
             .store
@@ -139,6 +150,8 @@ impl Claim {
             Ok(())
         };
         let (acquired, ()) = tokio::try_join!(asking, hearing)?;
+        // It may have been sent twice.
+        self.doubtful |= sent.at.elapsed() >= SLOW;
         self.state = match (&acquired, wake) {
             (Acquired::Busy(_), None) => State::Nothing,
             _ => State::Asked { unanswered: false },
@@ -196,6 +209,10 @@ impl Claim {
         self.shared.watchdog.watch(&self.shared, watched);
         self.holding = Holding::of(&lease);
         self.state = State::Held(lease, grant.fence);
+        // Whoever closes takes what is watched by then. What comes later is let go of at once.
+        if self.shared.is_closed() {
+            return Err(closed());
+        }
         Ok(())
     }
 
@@ -226,6 +243,22 @@ impl Claim {
         }
     }
 
+    /// Whether who holds this may have what is asked for besides.
+    ///
+    /// # Errors
+    ///
+    /// `Config` if that is more, or another kind of lock: who reads does not come to write.
+    pub(crate) fn covers(&self, (mode, seats): (Mode, Seats)) -> Result<(), Error> {
+        if self.terms.seats != seats {
+            return Err(disagreement(self.terms.seats, seats));
+        }
+        if self.terms.mode == Mode::Together && mode == Mode::Alone {
+            let text = "the owner reads under this lock: expected to release that before it writes";
+            return Err(Error::new(ErrorKind::Config, text));
+        }
+        Ok(())
+    }
+
     /// Prolongs it now.
     pub(crate) async fn extend(&self, ttl: Duration) -> Result<Outcome, Error> {
         let (shared, sent) = (&self.shared, self.shared.now());
@@ -243,8 +276,11 @@ impl Claim {
     }
 
     /// It is not watched over any more.
-    fn end(&self) {
-        self.shared.watchdog.forget(self.terms.owner);
+    fn end(&mut self) {
+        if let Some(watched) = self.shared.watchdog.forget(self.terms.owner) {
+            // It may have been extended.
+            self.terms.ttl = self.terms.ttl.max(watched.terms.ttl);
+        }
         if let State::Held(lease, _) = &self.state {
             lease.end();
         }
@@ -257,10 +293,10 @@ impl Claim {
             .shared
             .release(&self.name, &self.terms, true, false)
             .await;
-        if released.is_ok() {
+        if released.is_ok() && !self.doubtful {
             self.state = State::Nothing;
         } else {
-            // The line was told already.
+            // The line was told already; what may still come is refused.
             self.state = State::Asked { unanswered: true };
         }
         released
@@ -279,11 +315,21 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let (held, abandoned) = match self.state {
             State::Nothing => return,
-            State::Asked { unanswered } => (false, unanswered),
+            State::Asked { unanswered } => (false, unanswered || self.doubtful),
             State::Held(..) => (true, false),
         };
         self.end();
         self.shared
             .release_later(&self.name, &self.terms, held, abandoned);
+        if held && self.doubtful {
+            // What may still come is refused. Not in one with the release: the fence was seen, and is not forgotten.
+            self.shared
+                .release_later(&self.name, &self.terms, false, true);
+        }
     }
+}
+
+fn late() -> LockError {
+    let text = "the store had no answer for as long as was waited";
+    Error::new(ErrorKind::Timeout, text).into()
 }

@@ -131,6 +131,12 @@ impl Lease {
         });
     }
 
+    /// It may end then already.
+    pub(crate) fn lasts_no_longer(&self, until: Moment) {
+        self.status
+            .send_modify(|status| status.until = status.until.earlier(until));
+    }
+
     /// It is lost, if it was not before.
     pub(crate) fn lose(&self, reason: LostReason) -> bool {
         self.status.send_if_modified(|status| {

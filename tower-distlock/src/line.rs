@@ -73,6 +73,14 @@ impl Lines {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has all who wait look again.
+    pub(crate) fn ask_all(&self) {
+        let lines = self.lines();
+        for waiter in lines.values().flat_map(|line| &line.waiters) {
+            let _ = waiter.words.send(Word::Ask);
+        }
+    }
+
     /// Whether somebody waits.
     pub(crate) fn has_waiters(&self, name: &Name) -> bool {
         let lines = self.lines();

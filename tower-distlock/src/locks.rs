@@ -3,12 +3,14 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use redis_conn::{Audit, Backend, Error};
+use tokio::time::{Instant, timeout};
 
 use crate::{
     LockError, LockGuard, LockOptions, Owner, OwnerId,
     claim::Claim,
     mail, metrics,
     name::Name,
+    options::Wait,
     owner::process_of,
     shared::Shared,
     store::Store as _,
@@ -143,16 +145,30 @@ impl Locks {
         kind: (Mode, Seats),
         options: &LockOptions,
     ) -> Result<Arc<Claim>, LockError> {
-        let hold = owner.hold(&name);
-        let mut hold = hold.lock().await;
+        let (hold, begun) = (owner.hold(&self.shared, &name), Instant::now());
+        let busy = || LockError::NotAcquired {
+            owner: String::new(),
+            remaining: Duration::ZERO,
+        };
+        // Somebody else of this owner may be about to acquire it.
+        let mut hold = match options.wait {
+            Wait::Once => hold.try_lock().map_err(|_| busy())?,
+            Wait::For(wait) => timeout(wait, hold.lock()).await.map_err(|_| busy())?,
+            Wait::Forever => hold.lock().await,
+        };
         if let Some(claim) = hold.upgrade()
             && claim
                 .held()
                 .is_some_and(|(lease, _)| lease.why_lost().is_none())
         {
+            claim.covers(kind)?;
             return Ok(claim);
         }
-        let claim = Claim::acquire(&self.shared, name, kind, options);
+        let mut options = options.clone();
+        if let Wait::For(wait) = options.wait {
+            options.wait = Wait::For(wait.saturating_sub(begun.elapsed()));
+        }
+        let claim = Claim::acquire(&self.shared, name, kind, &options);
         let claim = Arc::new(metrics::acquiring(claim).await?);
         *hold = Arc::downgrade(&claim);
         Ok(claim)

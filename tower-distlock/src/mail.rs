@@ -128,6 +128,11 @@ impl Mail {
         }
     }
 
+    /// Has all who wait look again.
+    pub(crate) fn ask_all(&self) {
+        self.letters.ask_all();
+    }
+
     /// Listens to what is sent to this process itself.
     pub(crate) async fn listen(&self) -> Result<(), Error> {
         self.open(&self.own).await

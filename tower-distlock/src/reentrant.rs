@@ -6,13 +6,14 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use crate::{claim::Claim, name::Name};
+use crate::{claim::Claim, name::Name, shared::Shared};
 
 /// Somebody who may take a lock again while holding it, given to [`LockOptions::owner`](crate::LockOptions::owner). Clones are the same
 /// one; it is of this process, and no task or thread is one by itself.
 #[derive(Clone, Default)]
 pub struct Owner {
-    holds: Arc<Mutex<HashMap<Name, Hold>>>,
+    /// By the backend, which is told by the lines of this process, and the name.
+    holds: Arc<Mutex<HashMap<(usize, Name), Hold>>>,
 }
 
 /// What an owner holds under one name. Who finds none there acquires it, while the others of this owner wait.
@@ -25,14 +26,15 @@ impl Owner {
         Self::default()
     }
 
-    pub(crate) fn hold(&self, name: &Name) -> Hold {
+    pub(crate) fn hold(&self, shared: &Shared, name: &Name) -> Hold {
+        let place = (Arc::as_ptr(&shared.lines).addr(), name.clone());
         let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that nobody has, and nobody is about to.
         holds.retain(|_, hold| {
             Arc::strong_count(hold) > 1
                 || hold.try_lock().is_ok_and(|claim| claim.strong_count() > 0)
         });
-        Arc::clone(holds.entry(name.clone()).or_default())
+        Arc::clone(holds.entry(place).or_default())
     }
 }
 

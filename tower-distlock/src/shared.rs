@@ -114,7 +114,7 @@ impl Shared {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Relaxed)
+        self.closed.load(Ordering::SeqCst)
     }
 
     pub(crate) fn now(&self) -> Moment {
@@ -242,7 +242,9 @@ impl Shared {
 
     /// Takes all locks from those of this process who hold them still.
     async fn end(&self) {
-        self.closed.store(true, Ordering::Relaxed);
+        self.closed.store(true, Ordering::SeqCst);
+        self.lines.ask_all();
+        self.mail.ask_all();
         let held = self.watchdog.held();
         let releases = stream::iter(held).map(|watched| self.take_away(watched));
         releases.buffer_unordered(256).collect::<()>().await;
@@ -298,8 +300,11 @@ impl Drop for Passing<'_> {
     fn drop(&mut self) {
         if !self.told {
             let Waiter { words, .. } = &self.heir.waiter;
-            // Whoever does not listen any more has left the line.
-            let _ = words.send(Word::Ask);
+            if words.send(Word::Ask).is_err() {
+                // It has left the line, and may be granted the lock still.
+                let heir = &self.heir.waiter.terms;
+                self.shared.release_later(self.name, heir, false, true);
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use redis_conn::{Error, ErrorKind};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout_at},
@@ -72,12 +73,16 @@ impl Waiting<'_> {
         self.claim.may_be_handed_over();
         let mut is_due = false;
         loop {
+            if shared.is_closed() {
+                return Err(closed());
+            }
             let is_next = place.as_ref().is_none_or(Place::is_first);
             let pause = if !is_next {
                 None
             } else if alone && !is_due && shared.lines.is_held(&name) {
                 // Whoever of this process holds it hands it over, or has it stand in line. Then a grant may be sent.
-                self.met.failure = mail.listen().await.err().map(LockError::from);
+                // Without that it asks when it is time.
+                let _ = mail.listen().await;
                 Some(FALLBACK)
             } else {
                 match self.ask(&mail).await? {
@@ -90,12 +95,19 @@ impl Waiting<'_> {
             tokio::select! {
                 biased;
                 word = heard.recv() => match word {
-                    Some(Word::Handed(grant, sent)) => return self.handed(grant, sent).map(Ok),
+                    Some(Word::Handed(grant, sent)) => match self.handed(grant, sent) {
+                        // It was heard of too late.
+                        Err(LockError::TtlTooShort { .. }) => is_due = true,
+                        handed => return handed.map(Ok),
+                    },
                     Some(Word::InLine(sent, at)) => {
                         self.asked.get_or_insert(Asked { sent, at });
                     }
                     Some(Word::Sent(grant, received)) => match self.asked {
-                        Some(asked) => return self.sent(grant, received, asked).map(Ok),
+                        Some(asked) => match self.sent(grant, received, asked) {
+                            Err(LockError::TtlTooShort { .. }) => is_due = true,
+                            sent => return sent.map(Ok),
+                        },
                         // Its time is not known: asking again tells.
                         None => is_due = true,
                     },
@@ -142,18 +154,26 @@ impl Waiting<'_> {
         }
     }
 
-    fn handed(self, grant: Grant, sent: Moment) -> Result<(), LockError> {
+    fn handed(&mut self, grant: Grant, sent: Moment) -> Result<(), LockError> {
         let until = sent.end_of(self.claim.terms().ttl);
         self.claim.granted(grant, sent, until, self.options)
     }
 
     /// A grant came by a message. It was made no later than it came, and so long after the first question as the store's clock says.
-    fn sent(self, grant: Grant, received: Moment, asked: Asked) -> Result<(), LockError> {
+    fn sent(&mut self, grant: Grant, received: Moment, asked: Asked) -> Result<(), LockError> {
         let since = Duration::from_micros(grant.at.saturating_sub(asked.at));
         let granted = asked.sent.plus(since).earlier(received);
         let until = granted.end_of(self.claim.terms().ttl.min(CLAIM));
         self.claim.granted(grant, granted, until, self.options)
     }
+}
+
+pub(crate) fn closed() -> LockError {
+    Error::new(
+        ErrorKind::Closed,
+        "the locks were closed with their backend",
+    )
+    .into()
 }
 
 /// Up to so many milliseconds, so that not all ask at the same time.

@@ -113,8 +113,18 @@ impl Watchdog {
 
     /// The store has confirmed it, which was asked then. What was let go of meanwhile is not there any more.
     fn lasts(&self, terms: &Terms, sent: Moment) {
-        if let Some((_, watched)) = self.registry().watched.get(&terms.owner) {
-            watched.lease.lasts(sent.end_of(watched.terms.ttl));
+        let mut registry = self.registry();
+        let Some((_, watched)) = registry.watched.get(&terms.owner) else {
+            return;
+        };
+        if watched.terms.ttl == terms.ttl {
+            watched.lease.lasts(sent.end_of(terms.ttl));
+        } else if let Some(mut watched) = registry.remove(terms.owner) {
+            // It was extended meanwhile, and which of both came last is not known: it is sure of the shorter one until the next renewal.
+            watched.lease.lasts_no_longer(sent.end_of(terms.ttl));
+            watched.renew_at = watched.renew_at.map(|_| Instant::now());
+            registry.insert(watched);
+            self.sooner.notify_one();
         }
     }
 
@@ -263,7 +273,13 @@ fn begin(shared: &Arc<Shared>, renewals: &mut JoinSet<()>) {
             registry.insert(watched);
         }
     }
-    for batch in leases.chunks(BATCH) {
+    // On a cluster each is where it is, and one that has no answer holds up no other.
+    let size = if shared.backend.kind() == "redis-cluster" {
+        1
+    } else {
+        BATCH
+    };
+    for batch in leases.chunks(size) {
         renewals.spawn(renew(Arc::clone(shared), batch.to_vec()));
     }
 }

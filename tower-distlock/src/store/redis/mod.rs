@@ -119,7 +119,7 @@ impl RedisStore {
     }
 
     /// Waits for replicas. They acknowledge what was written by the connection that asks, and all that the server wrote before: so one
-    /// that nobody else uses writes something that changes nothing.
+    /// that nobody else uses writes something that nobody reads.
     pub(crate) async fn replicated(
         &self,
         name: &Name,
@@ -129,11 +129,10 @@ impl RedisStore {
     ) -> Result<u32, Error> {
         let held = self.keys(name).held;
         let mut own = self.redis.dedicated(&held, deadline).await?;
-        let left = Call::new("PTTL", Class::Idempotent).key(&held);
-        let left = own.call(left, deadline).await?.int()?;
-        let left = u64::try_from(left).unwrap_or_default().max(1);
-        let touch = Call::new("PEXPIRE", Class::Idempotent).key(&held).int(left);
-        own.call(touch, deadline).await?;
+        let touch = Call::new("SET", Class::Idempotent);
+        let touch = touch.key(format!("{}wait", self.keys(name).stem));
+        own.call(touch.arg("1").arg("PX").int(1_000), deadline)
+            .await?;
         let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         let wait = Call::new("WAIT", Class::Idempotent).int(replicas.into());
         // Nought would be for ever.
