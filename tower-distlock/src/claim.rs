@@ -4,11 +4,15 @@
 use std::{sync::Arc, time::Duration};
 
 use redis_conn::{Error, ErrorKind};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     Durability, LockError, LockOptions,
     lease::{Lease, Moment},
+    line::Word,
     metrics::Holding,
     name::Name,
     options::Wait,
@@ -27,6 +31,9 @@ pub(crate) struct Claim {
     name: Name,
     terms: Terms,
     state: State,
+    /// Where it heard that it has the lock, if it waited. While this is there, nobody who passes the lock on takes it for given up: it may
+    /// have been granted by the answer to a question of its own, and held, before word of the same came.
+    heard: Option<mpsc::UnboundedReceiver<Word>>,
     /// A question may be on its way still that has no answer, or has one to a copy of it: what is let go of then says so for good.
     doubtful: bool,
     holding: Holding,
@@ -81,6 +88,7 @@ impl Claim {
             terms: shared.terms(options, mode, seats),
             name,
             state: State::Nothing,
+            heard: None,
             doubtful: false,
             holding: Holding::none(),
         };
@@ -218,6 +226,11 @@ impl Claim {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// It was granted to who waited, who heard of it there.
+    pub(crate) fn heard(&mut self, words: mpsc::UnboundedReceiver<Word>) {
+        self.heard = Some(words);
     }
 
     /// From now on somebody of this process may hand it over.

@@ -46,18 +46,21 @@ pub(crate) struct Lines(Mutex<HashMap<Name, Line>>);
 #[derive(Debug)]
 struct Line {
     waiters: VecDeque<Waiter>,
-    /// How many guards of this lock live in this process.
+    /// How many guards of this lock live in this process, and on how many ways from one to the next it is.
     held: usize,
     streak: u32,
     since: Instant,
 }
 
-/// To whom a lock goes that is let go of.
+/// To whom a lock goes that is let go of. Until this is dropped it is on its way, and nobody here asks for it.
 #[derive(Debug)]
-pub(crate) struct Heir {
+pub(crate) struct Heir<'a> {
+    lines: &'a Lines,
+    name: &'a Name,
     pub(crate) waiter: Waiter,
     /// Those of other processes come first.
     pub(crate) yields: bool,
+    told: bool,
 }
 
 /// A place in a line, left when it is dropped.
@@ -87,7 +90,7 @@ impl Lines {
         lines.get(name).is_some_and(|line| !line.waiters.is_empty())
     }
 
-    /// Whether somebody of this process holds it.
+    /// Whether somebody of this process holds it, or is about to.
     pub(crate) fn is_held(&self, name: &Name) -> bool {
         self.lines().get(name).is_some_and(|line| line.held > 0)
     }
@@ -111,18 +114,29 @@ impl Lines {
     }
 
     /// Somebody of this process lets go of it. Tells who has it next, if somebody here waits.
-    pub(crate) fn let_go(&self, name: &Name) -> Option<Heir> {
-        let mut lines = self.lines();
-        let Entry::Occupied(mut line) = lines.entry(name.clone()) else {
+    pub(crate) fn let_go<'a>(&'a self, name: &'a Name) -> Option<Heir<'a>> {
+        let next = self.lines().get_mut(name).and_then(Line::next);
+        let Some((waiter, yields)) = next else {
+            self.leave(name);
             return None;
         };
-        let its = line.get_mut();
-        its.held = its.held.saturating_sub(1);
-        let heir = its.heir();
-        if its.is_over() {
-            line.remove();
+        Some(Heir {
+            lines: self,
+            name,
+            waiter,
+            yields,
+            told: false,
+        })
+    }
+
+    fn leave(&self, name: &Name) {
+        let mut lines = self.lines();
+        if let Some(line) = lines.get_mut(name) {
+            line.held = line.held.saturating_sub(1);
+            if line.is_over() {
+                lines.remove(name);
+            }
         }
-        heir
     }
 }
 
@@ -140,14 +154,41 @@ impl Line {
         self.held == 0 && self.waiters.is_empty()
     }
 
-    fn heir(&mut self) -> Option<Heir> {
+    /// Who has it next, and whether those of other processes come first.
+    fn next(&mut self) -> Option<(Waiter, bool)> {
         let waiter = self.waiters.front()?.clone();
         if self.streak == 0 {
             self.since = Instant::now();
         }
         let yields = self.streak >= STREAK || self.since.elapsed() >= STREAK_TIME;
         self.streak = if yields { 0 } else { self.streak + 1 };
-        Some(Heir { waiter, yields })
+        Some((waiter, yields))
+    }
+}
+
+impl Heir<'_> {
+    pub(crate) fn name(&self) -> &Name {
+        self.name
+    }
+
+    pub(crate) fn is_told(&self) -> bool {
+        self.told
+    }
+
+    /// Tells what came of it. Whether anybody heard: who has got it by a question of its own does too.
+    pub(crate) fn tell(&mut self, word: Word) -> bool {
+        self.told = true;
+        self.waiter.words.send(word).is_ok()
+    }
+}
+
+impl Drop for Heir<'_> {
+    fn drop(&mut self) {
+        self.lines.leave(self.name);
+        if !self.told {
+            // Whoever does not listen any more has left the line.
+            let _ = self.waiter.words.send(Word::Ask);
+        }
     }
 }
 
@@ -226,6 +267,12 @@ mod tests {
         drop(first);
         assert!(second.is_first());
         assert!(matches!(heard.try_recv(), Ok(Word::Ask)));
+        lines.hold(&name);
+        let heir = lines.let_go(&name).unwrap();
+        assert!(lines.is_held(&name), "it is on its way");
+        drop(heir);
+        assert!(!lines.is_held(&name));
+        assert!(matches!(heard.try_recv(), Ok(Word::Ask)), "untold");
         lines.hold(&name);
         drop(second);
         assert!(lines.is_held(&name) && !lines.has_waiters(&name));

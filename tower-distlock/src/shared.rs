@@ -148,13 +148,30 @@ impl Shared {
                 .release(name, terms, abandoned, next, self.timeout);
             return Ok(released.await?.0);
         };
-        let passing = Passing {
-            shared: self,
-            name,
-            heir: &heir,
-            told: false,
+        let mut passing = Passing { shared: self, heir };
+        let Waiter {
+            terms: its, wake, ..
+        } = &passing.heir.waiter;
+        let next = if passing.heir.yields {
+            Next::Yield(its, wake)
+        } else {
+            Next::Pass(its, wake)
         };
-        passing.release(terms, abandoned).await
+        let sent = self.now();
+        let released = self
+            .store
+            .release(name, terms, abandoned, next, self.timeout);
+        let (outcome, acquired) = released.await?;
+        let word = match acquired {
+            Some(Acquired::Granted(grant)) => Word::Handed(grant, sent),
+            Some(Acquired::Busy(busy)) => Word::InLine(sent, busy.at),
+            Some(Acquired::Abandoned) | None => return Ok(outcome),
+        };
+        if !passing.heir.tell(word) {
+            // It has given up, perhaps before the store heard of it.
+            self.release_later(name, &passing.heir.waiter.terms, false, false);
+        }
+        Ok(outcome)
     }
 
     /// The same, whoever waits for it or not.
@@ -194,10 +211,8 @@ impl Shared {
         terms: &Terms,
         until: Instant,
     ) -> Result<Outcome, Error> {
-        if let Some(heir) = self.lines.let_go(name) {
-            // Nothing is handed over: it waits for the end of the lease, as those of other processes do.
-            let _ = heir.waiter.words.send(Word::Ask);
-        }
+        // Nothing is handed over: whoever is next waits for the end of the lease, as those of other processes do.
+        drop(self.lines.let_go(name));
         let closed = || {
             Error::new(
                 ErrorKind::Closed,
@@ -264,47 +279,16 @@ impl Shared {
 /// A lock on its way from one of this process to the next.
 struct Passing<'a> {
     shared: &'a Shared,
-    name: &'a Name,
-    heir: &'a Heir,
-    told: bool,
-}
-
-impl Passing<'_> {
-    async fn release(mut self, terms: &Terms, abandoned: bool) -> Result<Outcome, Error> {
-        let Heir { waiter, yields } = self.heir;
-        let next = if *yields {
-            Next::Yield(&waiter.terms, &waiter.wake)
-        } else {
-            Next::Pass(&waiter.terms, &waiter.wake)
-        };
-        let (shared, sent) = (self.shared, self.shared.now());
-        let released = shared
-            .store
-            .release(self.name, terms, abandoned, next, shared.timeout);
-        let (outcome, acquired) = released.await?;
-        let word = match acquired {
-            Some(Acquired::Granted(grant)) => Word::Handed(grant, sent),
-            Some(Acquired::Busy(busy)) => Word::InLine(sent, busy.at),
-            Some(Acquired::Abandoned) | None => return Ok(outcome),
-        };
-        self.told = true;
-        if waiter.words.send(word).is_err() {
-            // It has given up, perhaps before the store heard of it.
-            shared.release_later(self.name, &waiter.terms, false, false);
-        }
-        Ok(outcome)
-    }
+    heir: Heir<'a>,
 }
 
 impl Drop for Passing<'_> {
     fn drop(&mut self) {
-        if !self.told {
-            let Waiter { words, .. } = &self.heir.waiter;
-            if words.send(Word::Ask).is_err() {
-                // It has left the line, and may be granted the lock still.
-                let heir = &self.heir.waiter.terms;
-                self.shared.release_later(self.name, heir, false, true);
-            }
+        if !self.heir.is_told() && !self.heir.tell(Word::Ask) {
+            // It has left the line, and may be granted the lock still.
+            let Waiter { terms, .. } = &self.heir.waiter;
+            self.shared
+                .release_later(self.heir.name(), terms, false, true);
         }
     }
 }

@@ -58,9 +58,23 @@ enum Asking {
 impl Waiting<'_> {
     /// Waits until it is granted, or too late.
     pub(crate) async fn run(mut self, alone: bool) -> Result<Result<(), Met>, LockError> {
+        let (words, mut heard) = mpsc::unbounded_channel();
+        if !self.hear(alone, words, &mut heard).await? {
+            return Ok(Err(self.met));
+        }
+        self.claim.heard(heard);
+        Ok(Ok(()))
+    }
+
+    /// The same; whether it is granted.
+    async fn hear(
+        &mut self,
+        alone: bool,
+        words: mpsc::UnboundedSender<Word>,
+        heard: &mut mpsc::UnboundedReceiver<Word>,
+    ) -> Result<bool, LockError> {
         let shared = Arc::clone(self.claim.shared());
         let name = self.claim.name().clone();
-        let (words, mut heard) = mpsc::unbounded_channel();
         let mail = shared
             .mail
             .expect(&name, self.claim.terms().owner, words.clone());
@@ -86,9 +100,9 @@ impl Waiting<'_> {
                 Some(FALLBACK)
             } else {
                 match self.ask(&mail).await? {
-                    Asking::Granted => return Ok(Ok(())),
+                    Asking::Granted => return Ok(true),
                     Asking::Again(pause) => Some(pause),
-                    Asking::Late => return Ok(Err(self.met)),
+                    Asking::Late => return Ok(false),
                 }
             };
             is_due = false;
@@ -98,7 +112,7 @@ impl Waiting<'_> {
                     Some(Word::Handed(grant, sent)) => match self.handed(grant, sent) {
                         // It was heard of too late.
                         Err(LockError::TtlTooShort { .. }) => is_due = true,
-                        handed => return handed.map(Ok),
+                        handed => return handed.map(|()| true),
                     },
                     Some(Word::InLine(sent, at)) => {
                         self.asked.get_or_insert(Asked { sent, at });
@@ -106,14 +120,14 @@ impl Waiting<'_> {
                     Some(Word::Sent(grant, received)) => match self.asked {
                         Some(asked) => match self.sent(grant, received, asked) {
                             Err(LockError::TtlTooShort { .. }) => is_due = true,
-                            sent => return sent.map(Ok),
+                            sent => return sent.map(|()| true),
                         },
                         // Its time is not known: asking again tells.
                         None => is_due = true,
                     },
                     Some(Word::Ask) | None => {}
                 },
-                () = optional(self.until) => return Ok(Err(self.met)),
+                () = optional(self.until) => return Ok(false),
                 () = after(pause) => is_due = true,
             }
         }
