@@ -460,3 +460,37 @@ async fn closing_on_a_file_grants_nothing_more() {
     let left = Locks::new(&again).unwrap().ttl("a").await.unwrap();
     assert!(left.is_none(), "after close it is held for {left:?}: {b:?}");
 }
+
+/// Passed on by who held it, and granted to its own question, at the same time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_tasks_of_two_backends_never_hold_it_together() {
+    const TASKS: usize = 32;
+    let server = RedisServer::start().await;
+    let mut both = Vec::new();
+    for _ in 0..2 {
+        both.push(Locks::new(&connect(&server.url()).await).unwrap());
+    }
+    let inside = Arc::new(AtomicUsize::new(0));
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let (locks, inside) = (both[task % 2].clone(), Arc::clone(&inside));
+            tokio::spawn(async move {
+                for _ in 0..20 {
+                    let options = LockOptions::new().wait(secs(60));
+                    let guard = locks.acquire("a", options).await.unwrap();
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two hold it");
+                    // Busy, so that others are on the other worker meanwhile.
+                    let begun = std::time::Instant::now();
+                    while begun.elapsed() < ms(1) {
+                        std::hint::spin_loop();
+                    }
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    assert_eq!(guard.release().await.unwrap(), Released::Released);
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
