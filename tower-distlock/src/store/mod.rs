@@ -228,14 +228,19 @@ impl AnyStore {
     ///
     /// `Config` where there can be none.
     pub(crate) fn has_replicas(&self) -> Result<(), Error> {
-        #[cfg(feature = "redis")]
-        if matches!(self, Self::Redis(_)) {
-            return Ok(());
+        let none = || {
+            Err(Error::new(
+                ErrorKind::Config,
+                "durability Replicas: expected a Redis backend, the others have no replicas",
+            ))
+        };
+        match self {
+            Self::Memory(_) => none(),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(_) => none(),
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => Ok(()),
         }
-        Err(Error::new(
-            ErrorKind::Config,
-            "durability Replicas: expected a Redis backend, the others have no replicas",
-        ))
     }
 }
 
