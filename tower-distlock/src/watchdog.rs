@@ -43,6 +43,8 @@ struct Registry {
     watched: HashMap<OwnerId, (Instant, Watched)>,
     /// The same, by when there is something to do.
     queue: BTreeSet<(Instant, OwnerId)>,
+    /// When the task means to look.
+    alarm: Option<Instant>,
 }
 
 /// A lock that is held.
@@ -70,15 +72,16 @@ impl Watchdog {
 
     /// Watches over a lock.
     pub(crate) fn watch(&self, shared: &Arc<Shared>, watched: Watched) {
-        let is_first = {
-            let mut registry = self.registry();
-            let due = watched.due();
-            let is_first = registry.next().is_none_or(|next| due < next);
-            registry.insert(watched);
-            is_first
-        };
+        self.insert(&mut self.registry(), watched);
         self.run(shared);
-        if is_first {
+    }
+
+    /// The task is woken only if it means to look too late: not by each lock that is the only one.
+    fn insert(&self, registry: &mut Registry, watched: Watched) {
+        let due = watched.due();
+        registry.insert(watched);
+        if registry.alarm.is_none_or(|alarm| due < alarm) {
+            registry.alarm = Some(due);
             self.sooner.notify_one();
         }
     }
@@ -135,7 +138,7 @@ impl Watchdog {
             watched.terms.ttl = ttl;
             watched.lease.lasts(sent.end_of(ttl));
             watched.renewed();
-            registry.insert(watched);
+            self.insert(&mut registry, watched);
         }
     }
 
@@ -164,8 +167,10 @@ impl Registry {
         Some(watched)
     }
 
-    fn next(&self) -> Option<Instant> {
-        self.queue.first().map(|(due, _)| *due)
+    /// When there is something to do the next time.
+    fn next(&mut self) -> Option<Instant> {
+        self.alarm = self.queue.first().map(|(due, _)| *due);
+        self.alarm
     }
 
     /// Those that there is something to do about by now. What is to be renewed soon is renewed too: together it costs less.
@@ -317,5 +322,22 @@ impl fmt::Debug for Watchdog {
         f.debug_struct("Watchdog")
             .field("watched", &self.registry().watched.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LockOptions, Locks};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_was_made_shorter_is_renewed_in_time() {
+        let locks = Locks::new(&redis_conn::Backend::memory()).unwrap();
+        let guard = locks.acquire("a", LockOptions::new()).await.unwrap();
+        // The task looks for the first time, and then not before ten seconds or so.
+        sleep_until(Instant::now() + Duration::from_secs(1)).await;
+        guard.extend(Duration::from_secs(1)).await.unwrap();
+        sleep_until(Instant::now() + Duration::from_secs(3)).await;
+        assert!(!guard.token().is_lost());
     }
 }
