@@ -59,7 +59,22 @@ impl Namespace {
             "a hash tag must not contain braces"
         );
         let Layout { letter, version } = layout;
-        format!("{}:{letter}{version}:{{{tag}}}:{rest}", self.0)
+        let version = version.to_string();
+        let mut key = String::with_capacity(self.0.len() + tag.len() + rest.len() + 8);
+        // Piece by piece: every call makes keys, and formatting takes several times as long.
+        for piece in [
+            &*self.0,
+            ":",
+            letter.encode_utf8(&mut [0; 4]),
+            &version,
+            ":{",
+            tag,
+            "}:",
+            rest,
+        ] {
+            key.push_str(piece);
+        }
+        key
     }
 
     pub(crate) fn channel(&self, name: &str) -> String {

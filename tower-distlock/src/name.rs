@@ -1,6 +1,10 @@
 //! What a lock is called, and what its keys are made of.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use redis_conn::{Error, ErrorKind};
 
@@ -12,7 +16,7 @@ const LONGEST: usize = 4_096;
 const READABLE: usize = 64;
 
 /// The name of a lock. Clones share it.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Name {
     name: Arc<str>,
     tag: Arc<str>,
@@ -52,6 +56,13 @@ impl Name {
     /// What stands for it in keys: no two names have the same, and none has a brace or a wildcard.
     pub(crate) fn tag(&self) -> &str {
         &self.tag
+    }
+}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // The tag follows from the name.
+        self.name.hash(state);
     }
 }
 

@@ -1,6 +1,12 @@
 //! Who holds a lock: a number that no other acquisition ever has.
 
-use std::{fmt, sync::OnceLock};
+use std::{
+    fmt,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 /// One acquisition. A new one for each, also for the same lock in the same task: what is released or renewed under it can be
 /// nothing but what was granted to it.
@@ -25,7 +31,14 @@ impl OwnerId {
         }
     }
 
-    /// 32 hexadecimal digits.
+    /// 32 hexadecimal digits, without the time that formatting takes.
+    pub(crate) fn digits(self) -> [u8; 32] {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let number = (u128::from(self.process) << 64) | u128::from(self.acquisition);
+        std::array::from_fn(|place| DIGITS[(number >> (124 - 4 * place)) as usize & 15])
+    }
+
+    /// What these digits say.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let digits = |range| u64::from_str_radix(text.get(range)?, 16).ok();
         (text.len() == 32).then_some(())?;
@@ -59,10 +72,20 @@ pub(crate) fn process() -> u64 {
     *PROCESS.get_or_init(random)
 }
 
+/// SplitMix64 from a random beginning: no number comes twice in a process, and none costs a call of the system.
 pub(crate) fn random() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
-    // Without a random source, which no supported system lacks, the seed of the standard library's hashers.
-    getrandom::u64().unwrap_or_else(|_| RandomState::new().hash_one(std::process::id()))
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    static STATE: OnceLock<AtomicU64> = OnceLock::new();
+    let state = STATE.get_or_init(|| {
+        // Without a random source, which no supported system lacks, the seed of the standard library's hashers.
+        let hash = || RandomState::new().hash_one(std::process::id());
+        AtomicU64::new(getrandom::u64().unwrap_or_else(|_| hash()))
+    });
+    let mut number = state.fetch_add(STEP, Ordering::Relaxed);
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 #[cfg(test)]
@@ -73,6 +96,7 @@ mod tests {
     fn an_owner_is_told_by_its_digits() {
         let owner = OwnerId::new();
         assert_eq!(OwnerId::parse(&owner.to_string()), Some(owner));
+        assert_eq!(owner.digits(), owner.to_string().as_bytes());
         assert_ne!(OwnerId::new(), owner);
         for wrong in ["", "0", &"g".repeat(32), &"0".repeat(33)] {
             assert_eq!(OwnerId::parse(wrong), None, "{wrong:?}");

@@ -35,6 +35,16 @@ impl Call {
         }
     }
 
+    /// The same with room for what scripts are given: growing bit by bit takes longer than all else here.
+    pub(super) fn roomy(name: &str, class: Class) -> Self {
+        let mut command = ::redis::Cmd::with_capacity(16, 512);
+        command.arg(name);
+        Self {
+            command,
+            ..Self::new(name, class)
+        }
+    }
+
     /// Adds a key. The first one decides which node of a cluster the command goes to; the others must have the same hash tag.
     #[must_use]
     pub fn key(mut self, key: impl AsRef<[u8]>) -> Self {

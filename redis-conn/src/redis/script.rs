@@ -92,7 +92,7 @@ impl Redis {
         class: Class,
         keys: &[&str],
     ) -> ScriptCall<'_> {
-        let call = Call::new("EVALSHA", class)
+        let call = Call::roomy("EVALSHA", class)
             .arg(digest.as_bytes())
             .int(keys.len() as u64);
         ScriptCall {

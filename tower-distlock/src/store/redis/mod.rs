@@ -62,7 +62,9 @@ impl Keys {
 
     /// Where it is noted that this owner wants it no more.
     fn mark(&self, owner: OwnerId) -> String {
-        format!("{}x:{owner}", self.stem)
+        let digits = owner.digits();
+        let digits = std::str::from_utf8(&digits).unwrap_or_default();
+        [self.stem.as_str(), "x:", digits].concat()
     }
 }
 
@@ -203,7 +205,7 @@ impl Store for RedisStore {
             Some(wake) => self.waiting(call, terms, wake, until).await?,
             None => asking(call, terms),
         };
-        Answer::of(run(call, left(until)).await?)?.acquired(terms)
+        Answer::acquired(run(call, left(until)).await?, terms)
     }
 
     async fn release(

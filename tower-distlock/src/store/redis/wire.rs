@@ -33,18 +33,35 @@ pub(super) fn memory(terms: &Terms) -> u64 {
 }
 
 /// Terms as they are stored: see lua/head.lua.
-pub(super) fn packed(terms: &Terms) -> String {
+pub(super) fn packed(terms: &Terms) -> Vec<u8> {
     let seats = match terms.seats {
         Seats::Some(seats) => seats,
         Seats::Any => 0,
     };
     let mode = match terms.mode {
-        Mode::Alone => 'x',
-        Mode::Together => 's',
+        Mode::Alone => b'x',
+        Mode::Together => b's',
     };
-    let (memory, owner, instance) = (memory(terms), terms.owner, instance(terms));
-    let (ttl, length) = (terms.ttl_micros().min(LONGEST), instance.len());
-    format!("{seats:010}{memory:013}{owner}{ttl:016}{mode}{length:02}{instance}")
+    let instance = instance(terms);
+    let mut packed = Vec::with_capacity(74 + instance.len());
+    packed.extend(digits_of::<10>(seats.into()));
+    packed.extend(digits_of::<13>(memory(terms)));
+    packed.extend(terms.owner.digits());
+    packed.extend(digits_of::<16>(terms.ttl_micros().min(LONGEST)));
+    packed.push(mode);
+    packed.extend(digits_of::<2>(instance.len() as u64));
+    packed.extend(instance.as_bytes());
+    packed
+}
+
+/// A number of no more than `N` digits by so many. Each call packs terms, and formatting takes several times as long.
+fn digits_of<const N: usize>(mut number: u64) -> [u8; N] {
+    let mut digits = [b'0'; N];
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+    digits
 }
 
 fn instance(terms: &Terms) -> &str {
@@ -70,9 +87,9 @@ pub(super) struct Answer(vec::IntoIter<Reply>);
 
 impl Answer {
     pub(super) fn of(reply: Reply) -> Result<Self, Error> {
-        match reply.int() {
-            Ok(_) => Err(corrupt()),
-            Err(_) => Ok(Self(reply.list()?.into_iter())),
+        match reply.is_list() {
+            true => Ok(Self(reply.list()?.into_iter())),
+            false => Err(corrupt()),
         }
     }
 
@@ -98,16 +115,15 @@ impl Answer {
     }
 
     /// What came of asking by these terms.
-    pub(super) fn acquired(mut self, terms: &Terms) -> Result<Acquired, Error> {
-        let first = self.next()?;
-        match first.int() {
-            Ok(kind) => self.rest(kind, terms),
-            // The time is both, in seconds and microseconds.
-            Err(_) => {
-                let at = digits(first)? * 1_000_000 + digits(self.next()?)?;
-                Ok(Acquired::Granted(Grant { fence: at, at }))
-            }
+    pub(super) fn acquired(reply: Reply, terms: &Terms) -> Result<Acquired, Error> {
+        if !reply.is_list() {
+            // The time, which is the fence too.
+            let at = digits(reply)?;
+            return Ok(Acquired::Granted(Grant { fence: at, at }));
         }
+        let mut answer = Self::of(reply)?;
+        let kind = answer.int()?;
+        answer.rest(kind, terms)
     }
 
     /// The same, behind what the release met.
