@@ -2,7 +2,9 @@
 #![allow(missing_docs)]
 
 #[cfg(feature = "redis")]
-pub use crate::redis::{Call, Class, Dedicated, Redis, Reply, Script, ScriptCall, slot};
+pub use crate::redis::{
+    Call, Class, Courier, Dedicated, Gather, Redis, Reply, Script, ScriptCall, Waiting, slot,
+};
 #[cfg(feature = "sqlite")]
 pub use crate::sqlite::{Expiry, Schema, Sqlite, Tx, sql_error};
 #[cfg(feature = "sqlite")]

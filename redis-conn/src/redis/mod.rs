@@ -6,6 +6,7 @@ mod call;
 mod cluster;
 mod dial;
 mod fault;
+mod gather;
 mod greeting;
 mod heard;
 mod lane;
@@ -53,6 +54,7 @@ use self::{
 };
 pub use self::{
     call::{Call, Class, Reply},
+    gather::{Courier, Gather, Waiting},
     pool::Dedicated,
     script::{Script, ScriptCall},
 };

@@ -9,7 +9,7 @@ use redis_conn::{
 use tokio::time::Instant;
 
 use super::{
-    batch::{self, Request, Waiting},
+    batch::{Request, Waiting},
     scripts::{self, ALL, REPLACE},
     wire::{Answer, cost_of, read},
 };
@@ -137,7 +137,7 @@ impl Server {
         }
         let left = subjects
             .iter()
-            .map(|subject| batch::time_left(&subject.calls))
+            .map(|subject| Waiting::time_left(&subject.calls))
             .max();
         let reply = call.run(left.unwrap_or_default()).await;
         match reply.and_then(|reply| read(reply, asked.charge.units)) {
