@@ -10,7 +10,7 @@ use std::time::Duration;
 use redis_conn::{Backend, Config};
 use testkit::RedisServer;
 use tokio::time::{Instant, timeout};
-use tower_distlock::{LockOptions, Locks};
+use tower_distlock::{LockOptions, Locks, Released};
 
 async fn locks(server: &RedisServer) -> Locks {
     let backend = Backend::redis(Config::from_url(&server.url()).unwrap()).unwrap();
@@ -53,6 +53,28 @@ async fn a_lock_and_its_release_are_two_commands() {
         guard.release().await.unwrap();
     }
     assert_eq!(sent(&server).await - before, 2 * TIMES);
+}
+
+#[tokio::test]
+async fn many_at_a_time_are_few_commands() {
+    const TASKS: u64 = 64;
+    let server = RedisServer::start().await;
+    let locks = locks(&server).await;
+    let before = sent(&server).await;
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|n| {
+            let locks = locks.clone();
+            tokio::spawn(async move {
+                let guard = locks.acquire(&format!("job:{n}"), options()).await;
+                guard.unwrap().release().await.unwrap()
+            })
+        })
+        .collect();
+    for task in tasks {
+        assert_eq!(task.await.unwrap(), Released::Released);
+    }
+    let cost = sent(&server).await - before;
+    assert!(cost < TASKS / 2, "{cost} commands for {TASKS} locks");
 }
 
 #[tokio::test]

@@ -61,8 +61,8 @@ impl Call {
         self
     }
 
-    /// Sends it on the same connection as all others of this kind whose first key is in the same slot, so that the server has them in the
-    /// order in which they were sent. Only while that connection is down do they take another.
+    /// Sends it on the same connection as all others of this kind, in a cluster as those whose first key is in the same slot, so that the
+    /// server has them in the order in which they were sent. Only while that connection is down do they take another.
     #[must_use]
     pub fn in_order(mut self) -> Self {
         self.ordered = true;

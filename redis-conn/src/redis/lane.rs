@@ -58,7 +58,7 @@ pub(super) struct Attempt<'a> {
     pub(super) class: Class,
     /// The slot of the key is on its way to this node.
     pub(super) asking: bool,
-    /// All commands of its slot take one lane.
+    /// All commands that keep an order take one lane, in a cluster those of its slot.
     pub(super) order: Option<&'a [u8]>,
     pub(super) limits: Limits,
 }

@@ -95,7 +95,11 @@ impl Node {
             [only] => only,
             _ => {
                 let first = match order {
-                    Some(key) => usize::from(slot::of(key)),
+                    Some(key) if matches!(self.target, Target::Member(..)) => {
+                        usize::from(slot::of(key))
+                    }
+                    // One command may have keys of all slots.
+                    Some(_) => 0,
                     None => self.next.fetch_add(1, Ordering::Relaxed),
                 };
                 let at = |turn: usize| &lanes[first.wrapping_add(turn) % lanes.len()];

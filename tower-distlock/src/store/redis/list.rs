@@ -26,7 +26,7 @@ impl RedisStore {
         let begins = begins.trim_end_matches("}:");
         let mut tags = BTreeSet::new();
         // On connections of their own: nobody else's command waits behind a long search.
-        for mut server in self.redis.dedicated_to_each(left(until)).await? {
+        for mut server in self.server.redis.dedicated_to_each(left(until)).await? {
             for key in scan(&mut server, &pattern, until).await? {
                 let tag = key.strip_prefix(begins);
                 tags.extend(tag.and_then(|tag| tag.strip_suffix("}:held").map(str::to_owned)));

@@ -1,6 +1,7 @@
-//! The store of the Redis backend: one script call for each operation.
+//! The store of the Redis backend: one script call for each operation, or for many of one moment.
 
 mod list;
+mod many;
 mod notes;
 mod scripts;
 #[cfg(test)]
@@ -12,16 +13,17 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use redis_conn::{
     Backend, Error, ErrorKind, Layout,
-    raw::{Call, Class, Redis, Reply, Script, ScriptCall},
+    raw::{Call, Class, Courier as _, Redis, Reply, ScriptCall},
 };
 use tokio::time::Instant;
 
 use self::{
-    scripts::{ACQUIRE, FORCE, LOOK, RELEASE, RENEW},
+    many::{Done, Request, Server, What},
+    scripts::{FORCE, LOOK, RENEW},
     wire::{Answer, asking, corrupt, outcome},
 };
 use super::{Acquired, Birth, Next, Outcome, Seen, Store};
-use crate::{OwnerId, name::Name, terms::Terms};
+use crate::{FenceMode, OwnerId, name::Name, terms::Terms};
 
 const LAYOUT: Layout = Layout {
     letter: 'l',
@@ -36,7 +38,9 @@ const CONCURRENT: usize = 64;
 #[derive(Debug)]
 pub(crate) struct RedisStore {
     backend: Backend,
-    redis: Redis,
+    server: Server,
+    /// Whether one server has all locks.
+    gathers: bool,
 }
 
 /// The keys of a lock.
@@ -72,7 +76,8 @@ impl RedisStore {
     pub(crate) fn new(backend: &Backend, redis: &Redis) -> Self {
         Self {
             backend: backend.clone(),
-            redis: redis.clone(),
+            server: Server::new(redis),
+            gathers: matches!(backend.kind(), "redis-single" | "redis-sentinel"),
         }
     }
 
@@ -80,30 +85,41 @@ impl RedisStore {
         Keys::new(&self.backend, name.tag())
     }
 
-    /// All about one lock goes one way: what lets go of it must not come before what asked for it.
-    fn script(&self, script: &'static Script, keys: &[&str]) -> ScriptCall<'_> {
-        self.redis
-            .script(script, Class::Idempotent, keys)
-            .in_order()
+    /// Asks together with others, if that can be, and tells what came of it if that is known by then.
+    async fn together(
+        &self,
+        what: What,
+        name: &Name,
+        terms: &Terms,
+        until: Instant,
+    ) -> Result<Done, Error> {
+        if !self.gathers {
+            return Ok(Done::Open);
+        }
+        let request = Request {
+            what,
+            keys: self.keys(name),
+            terms: terms.clone(),
+            until,
+        };
+        self.server.clone().call(request).await
     }
 
-    /// Who asks, and where it is told of a grant.
+    /// Where who asks is told of a grant.
     async fn waiting<'a>(
         &self,
         call: ScriptCall<'a>,
-        terms: &Terms,
         wake: &str,
         until: Instant,
     ) -> Result<ScriptCall<'a>, Error> {
-        let command = self.redis.publish_command(left(until)).await?;
-        let call = asking(call, terms).arg(command);
-        Ok(call.arg(self.backend.channel(wake)))
+        let command = self.server.redis.publish_command(left(until)).await?;
+        Ok(call.arg(command).arg(self.backend.channel(wake)))
     }
 
     /// Which run of the server this is, and for how long it has been up.
     pub(crate) async fn birth(&self, deadline: Duration) -> Result<Birth, Error> {
         let call = Call::new("INFO", Class::Idempotent).arg("server");
-        let info = self.redis.call(call, deadline).await?.bytes()?;
+        let info = self.server.redis.call(call, deadline).await?.bytes()?;
         let info = String::from_utf8_lossy(&info.unwrap_or_default()).into_owned();
         let field = |name: &str| {
             let mut lines = info.lines().filter_map(|line| line.split_once(':'));
@@ -130,7 +146,7 @@ impl RedisStore {
         deadline: Duration,
     ) -> Result<u32, Error> {
         let held = self.keys(name).held;
-        let mut own = self.redis.dedicated(&held, deadline).await?;
+        let mut own = self.server.redis.dedicated(&held, deadline).await?;
         let touch = Call::new("SET", Class::Idempotent);
         let touch = touch.key(format!("{}wait", self.keys(name).stem));
         own.call(touch.arg("1").arg("PX").int(1_000), deadline)
@@ -144,6 +160,26 @@ impl RedisStore {
         u32::try_from(acked).map_err(|_| corrupt())
     }
 
+    async fn release_in_line(
+        &self,
+        name: &Name,
+        terms: &Terms,
+        abandoned: bool,
+        until: Instant,
+    ) -> Result<Outcome, Error> {
+        // What is abandoned leaves a mark.
+        if !abandoned {
+            let asked = self.together(What::Release, name, terms, until).await?;
+            if let Done::Released(outcome) = asked {
+                return Ok(outcome);
+            }
+        }
+        let call = self
+            .server
+            .releasing(&self.keys(name), terms, abandoned, None);
+        outcome(run(call, left(until)).await?.int()?)
+    }
+
     async fn renew_some(
         &self,
         leases: &[(Name, Terms)],
@@ -152,7 +188,7 @@ impl RedisStore {
         let held = |(name, _): &(Name, Terms)| self.keys(name).held;
         let keys: Vec<String> = leases.iter().map(held).collect();
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        let mut call = self.script(&RENEW, &keys);
+        let mut call = self.server.script(&RENEW, &keys);
         for (_, terms) in leases {
             call = call.arg(wire::packed(terms));
         }
@@ -169,7 +205,9 @@ impl RedisStore {
     }
 
     async fn look_at(&self, keys: &Keys, deadline: Duration) -> Result<Seen, Error> {
-        let call = self.script(&LOOK, &[&keys.held, &keys.line, &keys.who]);
+        let call = self
+            .server
+            .script(&LOOK, &[&keys.held, &keys.line, &keys.who]);
         Answer::of(run(call, deadline).await?)?.seen()
     }
 }
@@ -198,12 +236,17 @@ impl Store for RedisStore {
         deadline: Duration,
     ) -> Result<Acquired, Error> {
         let until = Instant::now() + deadline;
-        let keys = self.keys(name);
-        let mark = keys.mark(terms.owner);
-        let call = self.script(&ACQUIRE, &[&keys.held, &keys.line, &keys.who, &mark]);
+        // Who would stand in line knows that somebody else has it.
+        if wake.is_none() && terms.fence == FenceMode::Clock {
+            let asked = self.together(What::Acquire, name, terms, until).await?;
+            if let Done::Acquired(acquired) = asked {
+                return Ok(acquired);
+            }
+        }
+        let call = self.server.acquiring(&self.keys(name), terms);
         let call = match wake {
-            Some(wake) => self.waiting(call, terms, wake, until).await?,
-            None => asking(call, terms),
+            Some(wake) => self.waiting(call, wake, until).await?,
+            None => call,
         };
         Answer::acquired(run(call, left(until)).await?, terms)
     }
@@ -217,28 +260,22 @@ impl Store for RedisStore {
         deadline: Duration,
     ) -> Result<(Outcome, Option<Acquired>), Error> {
         let until = Instant::now() + deadline;
-        let keys = self.keys(name);
-        let mark = keys.mark(terms.owner);
-        let Keys {
-            held, line, who, ..
-        } = &keys;
-        let begin = |keys: &[&str]| {
-            self.script(&RELEASE, keys)
-                .arg(wire::packed(terms))
-                .int(wire::memory(terms))
-                .arg(if abandoned { "a" } else { "r" })
-                .int(wire::ttl_millis(terms))
-        };
         let (how, heir, wake) = match next {
             Next::InLine => {
-                let reply = run(begin(&[held, line, who, &mark]), left(until)).await?;
-                return Ok((outcome(reply.int()?)?, None));
+                return Ok((
+                    self.release_in_line(name, terms, abandoned, until).await?,
+                    None,
+                ));
             }
             Next::Pass(heir, wake) => ("p", heir, wake),
             Next::Yield(heir, wake) => ("y", heir, wake),
         };
-        let call = begin(&[held, line, who, &mark, &keys.mark(heir.owner)]).arg(how);
-        let call = self.waiting(call, heir, wake, until).await?;
+        let keys = self.keys(name);
+        let call = self
+            .server
+            .releasing(&keys, terms, abandoned, Some(heir.owner));
+        let call = asking(call.arg(how), heir);
+        let call = self.waiting(call, wake, until).await?;
         let (outcome, acquired) = Answer::of(run(call, left(until)).await?)?.released(heir)?;
         Ok((outcome, Some(acquired)))
     }
@@ -272,7 +309,7 @@ impl Store for RedisStore {
         let Keys {
             held, line, who, ..
         } = &self.keys(name);
-        let call = self.script(&FORCE, &[held, line, who]);
+        let call = self.server.script(&FORCE, &[held, line, who]);
         Answer::of(run(call, deadline).await?)?.owners()
     }
 

@@ -30,7 +30,8 @@ impl RedisStore {
         keep: Duration,
     ) -> ScriptCall<'_> {
         let millis = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
-        self.redis
+        self.server
+            .redis
             .script(script, Class::Idempotent, &[key])
             .arg(bytes::digits(note.slot))
             .arg(bytes::encode(note))
@@ -77,7 +78,7 @@ impl Notes for RedisStore {
         deadline: Duration,
     ) -> Result<Option<Note>, Error> {
         let get = Call::new("GET", Class::Idempotent).key(self.note_key(name, kind));
-        let stored = self.redis.call(get, deadline).await?.bytes()?;
+        let stored = self.server.redis.call(get, deadline).await?.bytes()?;
         stored.map(|stored| bytes::decode(&stored)).transpose()
     }
 }

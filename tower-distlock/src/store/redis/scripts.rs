@@ -9,8 +9,10 @@ macro_rules! script {
     };
 }
 
-pub(super) static ACQUIRE: Script = script!("head" "acquire" "record" "line" "ask");
-pub(super) static RELEASE: Script = script!("head" "release" "record" "line" "leave");
+pub(super) static ACQUIRE: Script = script!("head" "clock" "free" "acquire" "record" "line" "ask");
+pub(super) static RELEASE: Script =
+    script!("head" "clock" "mine" "release" "record" "line" "leave");
+pub(super) static MANY: Script = script!("head" "clock" "free" "mine" "many");
 pub(super) static RENEW: Script = script!("head" "record" "renew");
 pub(super) static LOOK: Script = script!("head" "record" "look");
 pub(super) static FORCE: Script = script!("head" "record" "line" "force");

@@ -200,6 +200,15 @@ pub(super) fn outcome(number: i64) -> Result<Outcome, Error> {
     }
 }
 
+/// When so many were asked together, and of each whether it is done.
+pub(super) fn done(reply: Reply, count: usize) -> Result<(u64, Vec<bool>), Error> {
+    let [at, done] = reply.array()?;
+    let at = digits(at)?;
+    let done = done.bytes()?.filter(|done| done.len() == count);
+    let done = done.ok_or_else(short)?.into_iter();
+    Ok((at, done.map(|letter| letter == b'1').collect()))
+}
+
 pub(super) fn corrupt() -> Error {
     let text = "the lock is stored in a layout that this version does not know";
     Error::new(ErrorKind::Corrupt, text)

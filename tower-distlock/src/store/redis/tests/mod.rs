@@ -5,6 +5,7 @@ mod acl;
 mod cluster;
 mod differential;
 mod layout;
+mod many;
 mod operations;
 
 use std::{sync::Arc, time::Duration};
