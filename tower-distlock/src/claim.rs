@@ -1,7 +1,7 @@
 //! One acquisition: from before the store is asked until the lock is let go of. Whatever happens in between, dropping it leaves
 //! nothing behind.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use redis_conn::{Error, ErrorKind};
 use tokio::{
@@ -13,7 +13,7 @@ use crate::{
     Durability, LockError, LockOptions,
     lease::{Lease, Moment},
     line::Word,
-    metrics::Holding,
+    metrics::{self, Holding},
     name::Name,
     options::Wait,
     shared::Shared,
@@ -57,6 +57,18 @@ impl Claim {
         kind: (Mode, Seats),
         options: &LockOptions,
     ) -> Result<Self, LockError> {
+        let acquiring = metrics::Acquiring::begin();
+        let acquired = Self::acquire_known(shared, name, kind, options).await;
+        acquiring.end(acquired.as_ref().err());
+        acquired
+    }
+
+    async fn acquire_known(
+        shared: &Arc<Shared>,
+        name: Name,
+        kind: (Mode, Seats),
+        options: &LockOptions,
+    ) -> Result<Self, LockError> {
         if options.durability != Durability::Primary {
             shared.store.has_replicas()?;
         }
@@ -64,7 +76,8 @@ impl Claim {
         if let Durability::Replicas { n, timeout } = options.durability {
             let store = &shared.store;
             let known = store.replicated(&claim.name, (n, timeout), shared.timeout);
-            let acked = known.await?;
+            // In a box, as all that few locks come to: every future that acquires has the room for it.
+            let acked = Box::pin(known).await?;
             if acked < n {
                 let required = n;
                 return Err(LockError::NotReplicated { acked, required });
@@ -104,14 +117,7 @@ impl Claim {
         };
         let mut met = Met::default();
         if !lines_up {
-            let asking = claim.ask(None, options);
-            let asked = match until {
-                Some(until) => timeout_at(until, asking)
-                    .await
-                    .unwrap_or_else(|_| Err(late())),
-                None => asking.await,
-            };
-            match asked {
+            match claim.ask_until(until, options).await {
                 Ok(None) => return Ok(claim),
                 Ok(Some(busy)) if waits => met.owner = busy.instance,
                 Ok(Some(busy)) => {
@@ -131,12 +137,24 @@ impl Claim {
             asked: None,
             met,
         };
-        match waiting.run(alone).await? {
+        match Box::pin(waiting.run(alone)).await? {
             Ok(()) => Ok(claim),
             Err(met) => Err(met.failure.unwrap_or(LockError::TimedOut {
                 waited: begun.elapsed(),
                 owner: met.owner,
             })),
+        }
+    }
+
+    async fn ask_until(
+        &mut self,
+        until: Option<Instant>,
+        options: &LockOptions,
+    ) -> Result<Option<Busy>, LockError> {
+        let asking = pin!(self.ask(None, options));
+        match until {
+            Some(until) => timeout_at(until, asking).await.map_err(|_| late())?,
+            None => asking.await,
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use crate::{
     LockError, LockGuard, LockOptions, Owner, OwnerId,
     claim::Claim,
-    mail, metrics,
+    mail,
     name::Name,
     options::Wait,
     owner::process_of,
@@ -130,7 +130,7 @@ impl Locks {
             Some(owner) => self.acquire_again(owner, name, kind, options).await?,
             None => {
                 let claim = Claim::acquire(&self.shared, name, kind, options);
-                Arc::new(metrics::acquiring(claim).await?)
+                Arc::new(claim.await?)
             }
         };
         // It is held, or that was an error.
@@ -169,7 +169,7 @@ impl Locks {
             options.wait = Wait::For(wait.saturating_sub(begun.elapsed()));
         }
         let claim = Claim::acquire(&self.shared, name, kind, &options);
-        let claim = Arc::new(metrics::acquiring(claim).await?);
+        let claim = Arc::new(claim.await?);
         *hold = Arc::downgrade(&claim);
         Ok(claim)
     }

@@ -9,11 +9,26 @@ use std::{
 use redis_conn::{Bus, Error, Event, raw::Tasks};
 use tokio::{sync::OnceCell, sync::mpsc, task::AbortHandle};
 
-use crate::{OwnerId, lease::Moment, line::Word, name::Name, owner::process, store::Grant};
+use crate::{
+    OwnerId,
+    lease::Moment,
+    line::Word,
+    name::Name,
+    owner::process,
+    store::{Grant, record::Sent},
+};
 
 /// A grant as it is sent: the fence, the time of the grant and the owner, in digits that a script can write.
-pub(crate) fn frame(owner: OwnerId, grant: Grant) -> Vec<u8> {
+fn frame(owner: OwnerId, grant: Grant) -> Vec<u8> {
     format!("1{:016}{:016}{owner}", grant.fence, grant.at).into_bytes()
+}
+
+/// Sends grants. Who is not reached asks again before long.
+pub(crate) async fn send(bus: &Bus, grants: Vec<Sent>) {
+    for Sent { wake, owner, grant } in grants {
+        // In a box, as few locks come to it: every future that acquires or releases has the room for it.
+        let _ = Box::pin(bus.publish(&wake, &frame(owner, grant))).await;
+    }
 }
 
 /// That a lock was taken from this owner by force.

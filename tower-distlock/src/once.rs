@@ -241,3 +241,26 @@ impl<E: StdError + 'static, T: fmt::Debug> StdError for OnceError<E, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::mem::size_of_val;
+
+    use redis_conn::Backend;
+
+    use super::*;
+
+    /// They stand in the futures of handlers, where each is moved again and again.
+    #[tokio::test]
+    async fn futures_are_small() {
+        const MOST: usize = 6 * 1_024;
+        let locks = Locks::new(&Backend::memory()).unwrap();
+        let (options, ttl) = (LockOptions::new(), Duration::from_secs(1));
+        let acquire = locks.acquire("a", options.clone());
+        assert!(size_of_val(&acquire) <= MOST, "{}", size_of_val(&acquire));
+        let run = locks.with_lock("a", options, async |_| Ok::<_, ()>(1));
+        assert!(size_of_val(&run) <= MOST, "{}", size_of_val(&run));
+        let once = locks.once("a", ttl, async { Ok::<_, ()>(1) });
+        assert!(size_of_val(&once) <= MOST, "{}", size_of_val(&once));
+    }
+}

@@ -1,6 +1,6 @@
 //! Waiting for a lock: in the line of this process, and in that of the store.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use redis_conn::{Error, ErrorKind};
 use tokio::{
@@ -136,12 +136,12 @@ impl Waiting<'_> {
     /// Asks for a place in line, or is heard of there again.
     async fn ask(&mut self, mail: &Addressee<'_>) -> Result<Asking, LockError> {
         let (claim, options) = (&mut *self.claim, self.options);
-        let asking = async {
+        let asking = pin!(async {
             mail.listen().await?;
             let sent = claim.shared().now();
             let busy = claim.ask(Some(mail.channel()), options).await?;
             Ok((sent, busy))
-        };
+        });
         let asked = match self.until {
             Some(until) => match timeout_at(until, asking).await {
                 Ok(asked) => asked,

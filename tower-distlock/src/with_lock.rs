@@ -3,7 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, resume_unwind},
-    pin::pin,
+    pin::{Pin, pin},
     task::Poll,
     time::Duration,
 };
@@ -131,7 +131,7 @@ where
     F: AsyncFnOnce(Held) -> Result<T, E>,
 {
     let ran = {
-        let running = AssertUnwindSafe(body(Held::of(&guard))).catch_unwind();
+        let running = pin!(AssertUnwindSafe(body(Held::of(&guard))).catch_unwind());
         guarded(running, &guard, on_lost).await
         // Here it is dropped, before the lock is released.
     };
@@ -170,13 +170,16 @@ where
 }
 
 /// Polls a future as long as it may run. None if it was not let to its end.
-async fn guarded<F: Future>(running: F, guard: &LockGuard, on_lost: OnLost) -> Option<F::Output> {
+async fn guarded<F: Future>(
+    mut running: Pin<&mut F>,
+    guard: &LockGuard,
+    on_lost: OnLost,
+) -> Option<F::Output> {
     let grace = match on_lost {
         OnLost::Cancel => Duration::ZERO,
         OnLost::Grace(grace) => grace,
         OnLost::Notify => return Some(running.await),
     };
-    let mut running = pin!(running);
     // Wakes this when it is time.
     let mut over = pin!(async {
         guard.lost().await;

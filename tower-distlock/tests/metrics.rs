@@ -113,7 +113,14 @@ async fn redis(server: &RedisServer) -> Locks {
 }
 
 async fn acquisitions(counted: &Counted, locks: &Locks, clock: &Leaping) {
-    for outcome in ["acquired", "busy", "timed_out", "too_short", "error"] {
+    for outcome in [
+        "acquired",
+        "busy",
+        "timed_out",
+        "too_short",
+        "cancelled",
+        "error",
+    ] {
         assert_eq!(counted.acquisitions(outcome), 0.0, "{outcome}");
     }
     assert_eq!(counted.holds(), [0.0; 3]);
@@ -121,6 +128,9 @@ async fn acquisitions(counted: &Counted, locks: &Locks, clock: &Leaping) {
     assert_eq!(counted.holds(), [1.0, 0.0, 1.0]);
     locks.acquire(EVIL, once()).await.unwrap_err();
     assert_eq!(counted.acquisitions("busy"), 1.0);
+    let waiting = locks.acquire(EVIL, once().wait(HOUR));
+    assert!(waiting.now_or_never().is_none());
+    assert_eq!(counted.acquisitions("cancelled"), 1.0);
     let moment = Duration::from_millis(10);
     locks.acquire(EVIL, once().wait(moment)).await.unwrap_err();
     assert_eq!(counted.acquisitions("timed_out"), 1.0);

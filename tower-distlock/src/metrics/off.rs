@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use redis_conn::Error;
 
-use crate::{LostReason, lease::Lease, store::Outcome};
+use crate::{LockError, LostReason, lease::Lease, store::Outcome};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeldSince;
@@ -48,8 +48,14 @@ impl Leading {
 
 pub(crate) fn begin() {}
 
-pub(crate) fn acquiring<F>(acquiring: F) -> F {
-    acquiring
+pub(crate) struct Acquiring;
+
+impl Acquiring {
+    pub(crate) fn begin() -> Self {
+        Self
+    }
+
+    pub(crate) fn end(self, _: Option<&LockError>) {}
 }
 
 pub(crate) fn renewed(_: usize, _: &Result<Vec<Outcome>, Error>) {}

@@ -49,17 +49,32 @@ pub(crate) fn begin() {
     LazyLock::force(&METERS);
 }
 
-/// Counts what comes of an acquisition. One that is dropped before is not counted.
-pub(crate) async fn acquiring<T>(
-    acquiring: impl Future<Output = Result<T, LockError>>,
-) -> Result<T, LockError> {
-    let began = Instant::now();
-    let acquired = acquiring.await;
-    if acquired.is_ok() {
-        METERS.wait.record(began.elapsed());
+/// An acquisition under way. Counts what comes of it; one that is dropped was cancelled.
+pub(crate) struct Acquiring {
+    began: Instant,
+    outcome: &'static str,
+}
+
+impl Acquiring {
+    pub(crate) fn begin() -> Self {
+        Self {
+            began: Instant::now(),
+            outcome: "cancelled",
+        }
     }
-    count(&METERS.acquisitions, outcome(acquired.as_ref().err()), 1);
-    acquired
+
+    pub(crate) fn end(mut self, error: Option<&LockError>) {
+        if error.is_none() {
+            METERS.wait.record(self.began.elapsed());
+        }
+        self.outcome = outcome(error);
+    }
+}
+
+impl Drop for Acquiring {
+    fn drop(&mut self) {
+        count(&METERS.acquisitions, self.outcome, 1);
+    }
 }
 
 /// So many leases were to be renewed together.

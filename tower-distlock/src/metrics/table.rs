@@ -8,7 +8,7 @@ pub(super) const ACQUISITIONS: Family = Family::counter_of(
 )
 .by(
     "outcome",
-    &["acquired", "busy", "timed_out", "too_short", "error"],
+    &["acquired", "busy", "timed_out", "too_short", "cancelled", "error"],
 );
 
 pub(super) const WAIT: Family = Family::seconds_of(

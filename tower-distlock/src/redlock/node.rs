@@ -12,7 +12,6 @@ use super::Gate;
 use crate::{
     LockError, LockOptions,
     claim::Claim,
-    metrics,
     name::Name,
     shared::Shared,
     store::Birth,
@@ -79,7 +78,7 @@ impl Node {
             // Both at once, on one connection: they tell of the same run of the server.
             let (birth, claim) = tokio::join!(
                 shared.store.birth(patience),
-                metrics::acquiring(Claim::acquire(shared, name.clone(), kind, &options)),
+                Claim::acquire(shared, name.clone(), kind, &options),
             );
             let (birth, claim) = (birth?, claim?);
             self.admits(birth.as_ref(), options.ttl)?;

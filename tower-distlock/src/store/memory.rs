@@ -70,13 +70,6 @@ impl MemoryStore {
         (changed, sent)
     }
 
-    async fn send(&self, sent: Vec<Sent>) {
-        for Sent { wake, owner, grant } in sent {
-            // Who is not reached asks again before long.
-            let _ = self.bus.publish(&wake, &mail::frame(owner, grant)).await;
-        }
-    }
-
     /// Lets go where nobody can wait for it: where there is no runtime.
     pub(crate) fn release_now(&self, name: &Name, terms: &Terms) {
         use futures_util::FutureExt as _;
@@ -117,7 +110,7 @@ impl Store for MemoryStore {
         let (acquired, sent) = self.change(name, |record, now, sent| {
             record.acquire(now, terms, wake, sent)
         });
-        self.send(sent).await;
+        mail::send(&self.bus, sent).await;
         acquired
     }
 
@@ -132,7 +125,7 @@ impl Store for MemoryStore {
         let (released, sent) = self.change(name, |record, now, sent| {
             record.release(now, terms, abandoned, next, sent)
         });
-        self.send(sent).await;
+        mail::send(&self.bus, sent).await;
         released
     }
 
@@ -152,7 +145,7 @@ impl Store for MemoryStore {
 
     async fn force(&self, name: &Name, _: Duration) -> Result<Vec<OwnerId>, Error> {
         let (taken, sent) = self.change(name, |record, now, sent| record.force(now, sent));
-        self.send(sent).await;
+        mail::send(&self.bus, sent).await;
         Ok(taken)
     }
 

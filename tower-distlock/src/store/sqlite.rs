@@ -106,10 +106,7 @@ impl SqliteStore {
             Ok((changed, sent))
         });
         let (changed, sent) = write.await?;
-        for Sent { wake, owner, grant } in sent {
-            // Who is not reached asks again before long.
-            let _ = self.bus.publish(&wake, &mail::frame(owner, grant)).await;
-        }
+        mail::send(&self.bus, sent).await;
         Ok(changed)
     }
 }
