@@ -40,11 +40,20 @@ pub(crate) struct Watchdog {
 
 #[derive(Default)]
 struct Registry {
-    watched: HashMap<OwnerId, (Instant, Watched)>,
-    /// The same, by when there is something to do.
-    queue: BTreeSet<(Instant, OwnerId)>,
+    watched: HashMap<OwnerId, (Due, Watched)>,
+    /// The same, by when they are to be renewed.
+    renewals: BTreeSet<(Instant, OwnerId)>,
+    /// The same, by when they end or are to be reported.
+    looks: BTreeSet<(Instant, OwnerId)>,
     /// When the task means to look.
     alarm: Option<Instant>,
+}
+
+/// When there is something to do about a lock.
+#[derive(Clone, Copy)]
+struct Due {
+    renewal: Option<Instant>,
+    look: Option<Instant>,
 }
 
 /// A lock that is held.
@@ -78,10 +87,13 @@ impl Watchdog {
 
     /// The task is woken only if it means to look too late: not by each lock that is the only one.
     fn insert(&self, registry: &mut Registry, watched: Watched) {
-        let due = watched.due();
         registry.insert(watched);
-        if registry.alarm.is_none_or(|alarm| due < alarm) {
-            registry.alarm = Some(due);
+        let next = registry.next();
+        if registry
+            .alarm
+            .is_none_or(|alarm| next.is_some_and(|next| next < alarm))
+        {
+            registry.alarm = next;
             self.sooner.notify_one();
         }
     }
@@ -157,28 +169,45 @@ impl Registry {
     fn insert(&mut self, watched: Watched) {
         let (due, owner) = (watched.due(), watched.terms.owner);
         self.remove(owner);
-        self.queue.insert((due, owner));
+        self.renewals.extend(due.renewal.map(|at| (at, owner)));
+        self.looks.extend(due.look.map(|at| (at, owner)));
         self.watched.insert(owner, (due, watched));
     }
 
     fn remove(&mut self, owner: OwnerId) -> Option<Watched> {
         let (due, watched) = self.watched.remove(&owner)?;
-        self.queue.remove(&(due, owner));
+        if let Some(at) = due.renewal {
+            self.renewals.remove(&(at, owner));
+        }
+        if let Some(at) = due.look {
+            self.looks.remove(&(at, owner));
+        }
         Some(watched)
     }
 
     /// When there is something to do the next time.
-    fn next(&mut self) -> Option<Instant> {
-        self.alarm = self.queue.first().map(|(due, _)| *due);
-        self.alarm
+    fn next(&self) -> Option<Instant> {
+        let firsts = [self.renewals.first(), self.looks.first()];
+        firsts.into_iter().flatten().map(|(at, _)| *at).min()
     }
 
-    /// Those that there is something to do about by now. What is to be renewed soon is renewed too: together it costs less.
-    fn due(&mut self, now: Instant) -> Vec<Watched> {
+    /// Those that have ended by now, or are to be reported.
+    fn take_looks(&mut self, now: Instant) -> Vec<Watched> {
         let mut due = Vec::new();
-        while let Some((at, owner)) = self.queue.first().copied()
+        while let Some((at, owner)) = self.looks.first().copied()
+            && at <= now
+        {
+            due.extend(self.remove(owner));
+        }
+        due
+    }
+
+    /// Those that are to be renewed by now, and with them those that are to be renewed soon: together it costs less.
+    fn take_renewals(&mut self, now: Instant) -> Vec<Watched> {
+        let mut due = Vec::new();
+        while let Some((at, owner)) = self.renewals.first().copied()
             && let Some((_, watched)) = self.watched.get(&owner)
-            && (at <= now || watched.is_to_be_renewed(now))
+            && (at <= now || !due.is_empty() && at <= now + watched.terms.ttl / 12)
         {
             due.extend(self.remove(owner));
         }
@@ -187,16 +216,15 @@ impl Registry {
 }
 
 impl Watched {
-    /// When there is something to do the next time.
-    fn due(&self) -> Instant {
-        let renewal = self.renew_at.unwrap_or_else(|| self.lease.until());
-        let others = [self.most, self.warn_at];
-        others.into_iter().flatten().fold(renewal, Instant::min)
-    }
-
-    fn is_to_be_renewed(&self, now: Instant) -> bool {
-        self.renew_at
-            .is_some_and(|at| at <= now + self.terms.ttl / 12)
+    fn due(&self) -> Due {
+        let renewal = self.renew_at;
+        // What is renewed is looked at then.
+        let end = renewal.is_none().then(|| self.lease.until());
+        let looks = [end, self.most, self.warn_at];
+        Due {
+            renewal,
+            look: looks.into_iter().flatten().min(),
+        }
     }
 
     /// It is renewed the next time after a third of its ttl.
@@ -245,7 +273,9 @@ async fn run(shared: Weak<Shared>, sooner: Arc<Notify>) {
                 return;
             };
             begin(&shared, &mut renewals);
-            shared.watchdog.registry().next()
+            let mut registry = shared.watchdog.registry();
+            registry.alarm = registry.next();
+            registry.alarm
         };
         let due = async {
             match next {
@@ -267,15 +297,17 @@ fn begin(shared: &Arc<Shared>, renewals: &mut JoinSet<()>) {
     {
         // All in one step: what is let go of meanwhile must not come back.
         let mut registry = shared.watchdog.registry();
-        for mut watched in registry.due(now) {
-            if watched.look(now) {
-                continue;
+        for mut watched in registry.take_looks(now) {
+            if !watched.look(now) {
+                registry.insert(watched);
             }
-            if watched.is_to_be_renewed(now) {
+        }
+        for mut watched in registry.take_renewals(now) {
+            if !watched.look(now) {
                 leases.push((watched.name.clone(), watched.terms.clone()));
                 watched.renewed();
+                registry.insert(watched);
             }
-            registry.insert(watched);
         }
     }
     // On a cluster each is where it is, and one that has no answer holds up no other.

@@ -121,7 +121,10 @@ async fn many_locks_are_renewed_together() {
     let mut guards = Vec::new();
     for n in 0..LOCKS {
         let name = format!("job:{n}");
-        guards.push(locks.acquire(&name, options().ttl(TTL)).await.unwrap());
+        // Each is looked at by itself, when it is reported.
+        let warned = TTL + Duration::from_millis(n.into());
+        let options = options().ttl(TTL).warn_after(warned);
+        guards.push(locks.acquire(&name, options).await.unwrap());
     }
     let (before, begun) = (sent(&server).await, Instant::now());
     // Two leases: none would be left without renewals.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::select_all;
+use futures_util::future::try_join_all;
 use testkit::{CommandStat, RedisCluster, RedisServer};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -48,7 +48,6 @@ pub async fn measure() {
     })
     .await;
     println!();
-    deaths(&server).await;
 }
 
 async fn renewals(
@@ -74,7 +73,7 @@ async fn renewals(
 }
 
 /// From the last renewal of a process that is killed to the next grant.
-async fn deaths(server: &RedisServer) {
+pub async fn deaths(server: &RedisServer) {
     let mut times = Vec::new();
     let mut waiting = Vec::new();
     for _ in 0..WAITERS {
@@ -111,7 +110,9 @@ async fn death(server: &RedisServer, waiting: &[Locks], n: usize) -> Duration {
         let options = LockOptions::new().ttl(SHORT).wait_forever();
         tokio::spawn(async move {
             let guard = locks.acquire("job", options).await.expect("a lock");
-            (Instant::now(), guard)
+            let at = Instant::now();
+            guard.release().await.expect("a release");
+            at
         })
     });
     let grants: Vec<_> = grants.collect();
@@ -120,14 +121,8 @@ async fn death(server: &RedisServer, waiting: &[Locks], n: usize) -> Duration {
     child.kill().await.expect("it lives");
     let remaining = waiting[0].ttl("job").await.expect("an answer");
     let renewed = Instant::now() + remaining.expect("it holds it still") - SHORT;
-    let (granted, _, others) = select_all(grants).await;
-    let (at, guard) = granted.expect("a grant");
-    guard.release().await.expect("a release");
-    for other in others {
-        let (_, guard) = other.await.expect("a grant");
-        guard.release().await.expect("a release");
-    }
-    at - renewed
+    let granted = try_join_all(grants).await.expect("grants");
+    granted.into_iter().min().expect("a grant") - renewed
 }
 
 /// Holds a lock until it is killed.

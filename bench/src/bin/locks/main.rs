@@ -1,5 +1,5 @@
 //! What locks cost, beside the peers and the least that a lock can do: one redis-server, all contenders in turn, and of several rounds
-//! the medians. `locks` prints all of it, `locks load|turns|leases` a part.
+//! the medians. `locks` prints all of it, `locks load|turns|leases|deaths` a part.
 //!
 //! `locks one CONTENDER TASKS COUNT` does nothing but lock and unlock, for a profiler; CONTENDER is `bare`, `ours` or `rslock`.
 
@@ -26,10 +26,12 @@ fn main() {
                 load::measure(&server().await).await;
                 turns::measure(&server().await).await;
                 leases::measure().await;
+                leases::deaths(&server().await).await;
             }
             ["load"] => load::measure(&server().await).await,
             ["turns"] => turns::measure(&server().await).await,
             ["leases"] => leases::measure().await,
+            ["deaths"] => leases::deaths(&server().await).await,
             ["one", contender, tasks, count] => {
                 let (tasks, count) = (tasks.parse(), count.parse());
                 let (tasks, count) = (tasks.expect("a number"), count.expect("a number"));

@@ -11,7 +11,7 @@ macro_rules! script {
 
 pub(super) static ACQUIRE: Script = script!("head" "clock" "free" "acquire" "record" "line" "ask");
 pub(super) static RELEASE: Script =
-    script!("head" "clock" "mine" "release" "record" "line" "leave");
+    script!("head" "clock" "free" "mine" "release" "record" "line" "leave");
 pub(super) static MANY: Script = script!("head" "clock" "free" "mine" "many");
 pub(super) static RENEW: Script = script!("head" "record" "renew");
 pub(super) static LOOK: Script = script!("head" "record" "look");
