@@ -23,6 +23,8 @@ use crate::{
     watchdog::{Watched, third},
 };
 
+mod together;
+
 /// No answer of a healthy store takes so long: what does may have been sent on two connections.
 const SLOW: Duration = Duration::from_millis(100);
 
@@ -96,15 +98,7 @@ impl Claim {
         if shared.is_closed() {
             return Err(closed());
         }
-        let mut claim = Self {
-            shared: Arc::clone(shared),
-            terms: shared.terms(options, mode, seats),
-            name,
-            state: State::Nothing,
-            heard: None,
-            doubtful: false,
-            holding: Holding::none(),
-        };
+        let mut claim = Self::new(shared, name, shared.terms(options, mode, seats));
         let begun = Instant::now();
         let waits = options.wait != Wait::Once;
         // A mutex that its process may hand on. Who writes must stand in the line of the store, where readers see it.
@@ -143,6 +137,18 @@ impl Claim {
                 waited: begun.elapsed(),
                 owner: met.owner,
             })),
+        }
+    }
+
+    fn new(shared: &Arc<Shared>, name: Name, terms: Terms) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            name,
+            terms,
+            state: State::Nothing,
+            heard: None,
+            doubtful: false,
+            holding: Holding::none(),
         }
     }
 

@@ -1,11 +1,12 @@
 //! Several locks at once.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use crate::{
-    LockError, LockGuard, LockOptions, Locks, LostReason, Released, name::Name, options::Wait,
+    LockError, LockGuard, LockOptions, Locks, LostReason, Released, claim::Claim, name::Name,
+    options::Wait,
 };
 
 /// Several locks that are held together, made by [`Locks::acquire_all`]. Dropping it releases all of them.
@@ -17,8 +18,9 @@ pub struct MultiGuard {
 impl Locks {
     /// Acquires all of these locks or none, within one wait.
     ///
-    /// They are taken one after the other in an order that is the same for everybody, so two who want the same locks never wait for
-    /// each other. A name that is given twice counts once.
+    /// If all are free they are taken in one step, which on Redis is one call, but for a cluster, where each is on a server of its own.
+    /// Else they are taken one after the other in an order that is the same for everybody, so two who want the same locks never wait
+    /// for each other. A name that is given twice counts once.
     ///
     /// # Errors
     ///
@@ -37,6 +39,13 @@ impl Locks {
         names.sort_unstable();
         names.dedup();
         let begun = Instant::now();
+        if let Some(claims) = Claim::acquire_all(&self.shared, &names, &options).await? {
+            let guards = claims.into_iter().map(Arc::new).map(LockGuard::new);
+            let guards: Option<Vec<_>> = guards.collect();
+            // They are held, or that was an error.
+            let guards = guards.ok_or(LockError::Lost(LostReason::Expired))?;
+            return MultiGuard { guards }.checked();
+        }
         let mut guards = Vec::with_capacity(names.len());
         for name in &names {
             let mut options = options.clone();
@@ -46,15 +55,18 @@ impl Locks {
             guards.push(self.acquire(name.as_str(), options).await?);
         }
         // The first may be lost while the last is waited for.
-        let guard = MultiGuard { guards };
-        match guard.why_lost() {
-            Some(reason) => Err(LockError::Lost(reason)),
-            None => Ok(guard),
-        }
+        MultiGuard { guards }.checked()
     }
 }
 
 impl MultiGuard {
+    fn checked(self) -> Result<Self, LockError> {
+        match self.why_lost() {
+            Some(reason) => Err(LockError::Lost(reason)),
+            None => Ok(self),
+        }
+    }
+
     /// The locks, in the order in which they were taken.
     pub fn guards(&self) -> &[LockGuard] {
         &self.guards

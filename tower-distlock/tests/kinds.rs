@@ -8,6 +8,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use backends::{Fixture, START};
+use futures_util::FutureExt as _;
 use redis_conn::ErrorKind;
 use tower_distlock::{LockError, LockOptions, Locks, Released};
 
@@ -189,6 +190,22 @@ mod cases {
         .await;
     }
 
+    pub(super) async fn several_that_are_dropped_leave_nothing(fixture: &impl Fixture) {
+        let locks = locks(fixture);
+        let names = ["a", "b", "c"];
+        // The first time more is under way than that.
+        for _ in 0..3 {
+            drop(locks.acquire_all(names, once()).now_or_never());
+            // What was asked for before is decided before.
+            for name in names {
+                let bound = Duration::from_secs(20);
+                let guard = locks.acquire(name, once().wait(bound)).await.unwrap();
+                guard.release().await.unwrap();
+            }
+            assert!(locks.list("").await.unwrap().is_empty());
+        }
+    }
+
     pub(super) async fn two_who_want_the_same_locks_do_not_wait_for_each_other(
         fixture: &impl Fixture,
     ) {
@@ -218,5 +235,6 @@ backends::on_each_backend! {
     a_writer_that_waits_is_not_overtaken_by_readers
     a_dead_reader_holds_up_a_writer_no_longer_than_its_lease
     several_are_held_together_or_none
+    several_that_are_dropped_leave_nothing
     two_who_want_the_same_locks_do_not_wait_for_each_other
 }

@@ -56,6 +56,22 @@ async fn a_lock_and_its_release_are_two_commands() {
 }
 
 #[tokio::test]
+async fn several_at_once_are_one_command() {
+    const LOCKS: usize = 10;
+    let server = RedisServer::start().await;
+    let locks = locks(&server).await;
+    let names = || (0..LOCKS).map(|n| format!("job:{n}"));
+    for is_new in [true, false] {
+        let before = sent(&server).await;
+        let guard = locks.acquire_all(names(), options()).await.unwrap();
+        // The server has to be told the script once.
+        assert_eq!(sent(&server).await - before, 1 + u64::from(is_new));
+        assert_eq!(guard.guards().len(), LOCKS);
+        guard.release().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn many_at_a_time_are_few_commands() {
     const TASKS: u64 = 64;
     let server = RedisServer::start().await;

@@ -58,6 +58,8 @@ impl Acquiring {
     pub(crate) fn end(self, _: Option<&LockError>) {}
 }
 
+pub(crate) fn acquired(_: u64, _: Duration) {}
+
 pub(crate) fn renewed(_: usize, _: &Result<Vec<Outcome>, Error>) {}
 
 pub(crate) fn unprotected() {}

@@ -1,6 +1,6 @@
 //! With the feature `metrics`: what is counted of all locks together.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 use metrics::{Counter, Gauge, Histogram};
 use redis_conn::{
@@ -69,6 +69,12 @@ impl Acquiring {
         }
         self.outcome = outcome(error);
     }
+}
+
+/// So many were acquired at once.
+pub(crate) fn acquired(locks: u64, wait: Duration) {
+    (0..locks).for_each(|_| METERS.wait.record(wait));
+    count(&METERS.acquisitions, outcome(None), locks);
 }
 
 impl Drop for Acquiring {

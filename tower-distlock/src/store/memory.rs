@@ -11,7 +11,7 @@ use std::{
 use redis_conn::{Bus, Clock, Error};
 
 use super::{
-    Acquired, Next, Outcome, Seen, Store,
+    Acquired, Grant, Next, Outcome, Seen, Store,
     record::{Now, Record, Sent},
 };
 use crate::{OwnerId, mail, name::Name, terms::Terms};
@@ -112,6 +112,28 @@ impl Store for MemoryStore {
         });
         mail::send(&self.bus, sent).await;
         acquired
+    }
+
+    async fn acquire_all(
+        &self,
+        asked: &[(Name, Terms)],
+        _: Duration,
+    ) -> Result<Option<Vec<Grant>>, Error> {
+        let now = self.now();
+        let mut records = self.table.records();
+        let before = |name| records.by_name.get(name).cloned().unwrap_or_default();
+        let (mut after, mut grants) = (Vec::new(), Vec::new());
+        for (name, terms) in asked {
+            let mut record: Record = before(name);
+            let Some(grant) = record.grant_if_free(now, terms)? else {
+                return Ok(None);
+            };
+            after.push((name.clone(), record));
+            grants.push(grant);
+        }
+        records.sweep(now.at);
+        records.by_name.extend(after);
+        Ok(Some(grants))
     }
 
     async fn release(

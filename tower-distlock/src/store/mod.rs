@@ -113,6 +113,14 @@ pub(crate) trait Store {
         deadline: Duration,
     ) -> impl Future<Output = Result<Acquired, Error>> + Send;
 
+    /// Asks for several locks in one step: all are granted, or nothing is changed. `None` if one is not free, and where this store has no
+    /// such step: then they are to be asked for one by one.
+    fn acquire_all(
+        &self,
+        asked: &[(Name, Terms)],
+        deadline: Duration,
+    ) -> impl Future<Output = Result<Option<Vec<Grant>>, Error>> + Send;
+
     /// Lets go of a lock, or of a place in line, and has those who are next have it. With [`Next::Pass`] and [`Next::Yield`] it is
     /// told what came of that. What was `abandoned` before it was known to be held is not granted to this owner any more.
     fn release(
@@ -276,6 +284,14 @@ impl Store for AnyStore {
         deadline: Duration,
     ) -> Result<Acquired, Error> {
         each_store!(self, store => store.acquire(name, terms, wake, deadline))
+    }
+
+    async fn acquire_all(
+        &self,
+        asked: &[(Name, Terms)],
+        deadline: Duration,
+    ) -> Result<Option<Vec<Grant>>, Error> {
+        each_store!(self, store => store.acquire_all(asked, deadline))
     }
 
     async fn release(

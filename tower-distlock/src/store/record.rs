@@ -116,6 +116,18 @@ impl Record {
         Ok(self.answer(now, terms))
     }
 
+    /// Grants it if nobody else has it and nobody waits. Where there is no grant, what became of this record is of no use.
+    pub(crate) fn grant_if_free(
+        &mut self,
+        now: Now,
+        terms: &Terms,
+    ) -> Result<Option<Grant>, Error> {
+        match self.acquire(now, terms, None, &mut Vec::new())? {
+            Acquired::Granted(grant) => Ok(Some(grant)),
+            Acquired::Busy(_) | Acquired::Abandoned => Ok(None),
+        }
+    }
+
     pub(crate) fn release(
         &mut self,
         now: Now,

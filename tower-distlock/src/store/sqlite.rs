@@ -11,7 +11,7 @@ use redis_conn::{
 use tokio::{sync::OnceCell, time::Instant};
 
 use super::{
-    Acquired, Next, Outcome, Seen, Store, bytes,
+    Acquired, Grant, Next, Outcome, Seen, Store, bytes,
     record::{Now, Record, Sent},
 };
 use crate::{
@@ -86,6 +86,14 @@ impl SqliteStore {
         }
     }
 
+    /// The keys of these.
+    fn keyed(&self, locks: &[(Name, Terms)]) -> Vec<(String, Terms)> {
+        let keyed = locks
+            .iter()
+            .map(|(name, terms)| (self.key(name.tag()), terms.clone()));
+        keyed.collect()
+    }
+
     /// Changes what is known of a lock in one transaction, and sends what is to be sent.
     async fn change<T: Send + 'static>(
         &self,
@@ -126,6 +134,32 @@ impl Store for SqliteStore {
         .await
     }
 
+    async fn acquire_all(
+        &self,
+        asked: &[(Name, Terms)],
+        deadline: Duration,
+    ) -> Result<Option<Vec<Grant>>, Error> {
+        let deadline = self.created(deadline).await?;
+        let asked = self.keyed(asked);
+        let write = self.sqlite.write(deadline, move |tx| {
+            let now = moment(tx);
+            let (mut after, mut grants) = (Vec::new(), Vec::new());
+            for (key, terms) in &asked {
+                let mut record = load(tx, key)?;
+                let Some(grant) = record.grant_if_free(now, terms)? else {
+                    return Ok(None);
+                };
+                after.push((key, record));
+                grants.push(grant);
+            }
+            for (key, record) in after {
+                save(tx, key, &record, now)?;
+            }
+            Ok(Some(grants))
+        });
+        write.await
+    }
+
     async fn release(
         &self,
         name: &Name,
@@ -147,10 +181,7 @@ impl Store for SqliteStore {
         deadline: Duration,
     ) -> Result<Vec<Outcome>, Error> {
         let deadline = self.created(deadline).await?;
-        let keyed = leases
-            .iter()
-            .map(|(name, terms)| (self.key(name.tag()), terms.clone()));
-        let keyed: Vec<_> = keyed.collect();
+        let keyed = self.keyed(leases);
         let write = self.sqlite.write(deadline, move |tx| {
             let now = moment(tx);
             let renew = |(key, terms): &(String, Terms)| {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Keys, left, run,
-    scripts::{ACQUIRE, MANY, RELEASE},
+    scripts::{ACQUIRE, ALL, MANY, RELEASE},
     wire::{self, Answer, done, outcome},
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 /// So many calls are under way at most before others wait: one is decided while the other is on its way.
 const FLIGHTS: usize = 2;
 /// So many go together at most.
-const MOST: usize = 128;
+pub(super) const MOST: usize = 128;
 
 /// What the scripts are called on, and where calls gather.
 #[derive(Clone, Debug)]
@@ -100,6 +100,19 @@ impl Server {
             .int(wire::memory(terms))
             .arg(if abandoned { "a" } else { "r" })
             .int(wire::ttl_millis(terms))
+    }
+
+    /// These or none, of the same memory.
+    pub(super) fn acquiring_all(&self, asked: &[(Keys, &Terms)], memory: u64) -> ScriptCall<'_> {
+        let marks = asked.iter().map(|(keys, terms)| keys.mark(terms.owner));
+        let marks: Vec<_> = marks.collect();
+        let held = asked.iter().map(|(keys, _)| keys.held.as_str());
+        let keys = held.zip(&marks).flat_map(|(held, mark)| [held, mark]);
+        let keys: Vec<_> = keys.collect();
+        let call = self.script(&ALL, &keys).int(memory);
+        asked
+            .iter()
+            .fold(call, |call, (_, terms)| call.arg(wire::packed(terms)))
     }
 
     fn all(&self, batch: &[Waiting]) -> ScriptCall<'_> {

@@ -18,11 +18,11 @@ use redis_conn::{
 use tokio::time::Instant;
 
 use self::{
-    many::{Done, Request, Server, What},
+    many::{Done, MOST, Request, Server, What},
     scripts::{FORCE, LOOK, RENEW},
     wire::{Answer, asking, corrupt, outcome},
 };
-use super::{Acquired, Birth, Next, Outcome, Seen, Store};
+use super::{Acquired, Birth, Grant, Next, Outcome, Seen, Store};
 use crate::{FenceMode, OwnerId, name::Name, terms::Terms};
 
 const LAYOUT: Layout = Layout {
@@ -249,6 +249,28 @@ impl Store for RedisStore {
             None => call,
         };
         Answer::acquired(run(call, left(until)).await?, terms)
+    }
+
+    async fn acquire_all(
+        &self,
+        asked: &[(Name, Terms)],
+        deadline: Duration,
+    ) -> Result<Option<Vec<Grant>>, Error> {
+        let Some((_, first)) = asked.first() else {
+            return Ok(Some(Vec::new()));
+        };
+        let memory = wire::memory(first);
+        let alike =
+            |terms: &Terms| terms.fence == FenceMode::Clock && wire::memory(terms) == memory;
+        // On a cluster each is in a slot of its own.
+        if !self.gathers || asked.len() > MOST || !asked.iter().all(|(_, terms)| alike(terms)) {
+            return Ok(None);
+        }
+        let keyed = asked.iter().map(|(name, terms)| (self.keys(name), terms));
+        let keyed: Vec<_> = keyed.collect();
+        let reply = run(self.server.acquiring_all(&keyed, memory), deadline).await?;
+        let grant = wire::granted(reply)?;
+        Ok(grant.map(|grant| vec![grant; asked.len()]))
     }
 
     async fn release(

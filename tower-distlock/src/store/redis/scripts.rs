@@ -13,6 +13,7 @@ pub(super) static ACQUIRE: Script = script!("head" "clock" "free" "acquire" "rec
 pub(super) static RELEASE: Script =
     script!("head" "clock" "free" "mine" "release" "record" "line" "leave");
 pub(super) static MANY: Script = script!("head" "clock" "free" "mine" "many");
+pub(super) static ALL: Script = script!("head" "clock" "free" "all");
 pub(super) static RENEW: Script = script!("head" "record" "renew");
 pub(super) static LOOK: Script = script!("head" "record" "look");
 pub(super) static FORCE: Script = script!("head" "record" "line" "force");

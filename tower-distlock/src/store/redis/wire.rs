@@ -184,6 +184,14 @@ fn digits(reply: Reply) -> Result<u64, Error> {
     text.and_then(|text| text.parse().ok()).ok_or_else(short)
 }
 
+/// What those were granted that are granted together, if they were.
+pub(super) fn granted(reply: Reply) -> Result<Option<Grant>, Error> {
+    if reply.is_nil() {
+        return Ok(None);
+    }
+    digits(reply).map(|at| Some(Grant { fence: at, at }))
+}
+
 fn seats_of(number: i64) -> Seats {
     match u32::try_from(number) {
         Ok(0) | Err(_) => Seats::Any,
