@@ -16,7 +16,7 @@ use crate::{
     metrics::{self, Holding},
     name::Name,
     options::Wait,
-    shared::Shared,
+    shared::{Leaving, Shared},
     store::{Acquired, Busy, Grant, Outcome, Store, record::disagreement},
     terms::{Mode, Seats, Terms},
     waiting::{Met, Waiting, closed},
@@ -49,6 +49,8 @@ enum State {
         unanswered: bool,
     },
     Held(Lease, u64),
+    /// Its release was begun, and has no answer.
+    Released,
 }
 
 impl Claim {
@@ -276,7 +278,7 @@ impl Claim {
     pub(crate) fn held(&self) -> Option<(&Lease, u64)> {
         match &self.state {
             State::Held(lease, fence) => Some((lease, *fence)),
-            State::Nothing | State::Asked { .. } => None,
+            State::Nothing | State::Asked { .. } | State::Released => None,
         }
     }
 
@@ -326,15 +328,13 @@ impl Claim {
     /// Lets go of it.
     pub(crate) async fn release(mut self) -> Result<Outcome, Error> {
         self.end();
+        self.state = State::Released;
         let released = self
             .shared
             .release(&self.name, &self.terms, true, false)
             .await;
         if released.is_ok() && !self.doubtful {
             self.state = State::Nothing;
-        } else {
-            // The line was told already; what may still come is refused.
-            self.state = State::Asked { unanswered: true };
         }
         released
     }
@@ -350,19 +350,17 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let (held, abandoned) = match self.state {
+        let doubtful = self.doubtful;
+        let leaving = match self.state {
             State::Nothing => return,
-            State::Asked { unanswered } => (false, unanswered || self.doubtful),
-            State::Held(..) => (true, false),
+            State::Asked { unanswered } => Leaving::Asked {
+                unanswered: unanswered || doubtful,
+            },
+            State::Held(..) => Leaving::Held { doubtful },
+            State::Released => Leaving::Released,
         };
         self.end();
-        self.shared
-            .release_later(&self.name, &self.terms, held, abandoned);
-        if held && self.doubtful {
-            // What may still come is refused. Not in one with the release: the fence was seen, and is not forgotten.
-            self.shared
-                .release_later(&self.name, &self.terms, false, true);
-        }
+        self.shared.release_later(&self.name, &self.terms, leaving);
     }
 }
 

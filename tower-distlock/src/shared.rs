@@ -169,38 +169,51 @@ impl Shared {
         };
         if !passing.heir.tell(word) {
             // It has given up, perhaps before the store heard of it.
-            self.release_later(name, &passing.heir.waiter.terms, false, false);
+            let asked = Leaving::Asked { unanswered: false };
+            self.release_later(name, &passing.heir.waiter.terms, asked);
         }
         Ok(outcome)
     }
 
     /// The same, whoever waits for it or not.
-    pub(crate) fn release_later(&self, name: &Name, terms: &Terms, held: bool, abandoned: bool) {
+    pub(crate) fn release_later(&self, name: &Name, terms: &Terms, leaving: Leaving) {
         let Some(shared) = self.me.upgrade() else {
             return;
         };
         let (owned, of) = (name.clone(), terms.clone());
-        let task = async move { shared.release_at_last(&owned, &of, held, abandoned).await };
+        let task = async move { shared.release_at_last(&owned, &of, leaving).await };
         if self.tasks.spawn(task).is_none()
             && let AnyStore::Memory(store) = &self.store
         {
             // There is no runtime, and none is needed.
-            self.lines.let_go(name);
+            if let Leaving::Held { .. } = leaving {
+                self.lines.let_go(name);
+            }
             store.release_now(name, terms);
         }
     }
 
     /// Tries again until the lease must have ended by itself.
-    async fn release_at_last(&self, name: &Name, terms: &Terms, held: bool, abandoned: bool) {
+    async fn release_at_last(&self, name: &Name, terms: &Terms, leaving: Leaving) {
         let end = Instant::now() + terms.ttl;
-        let mut released = self.release(name, terms, held, abandoned).await;
-        while let Err(error) = &released
-            && is_outage(error)
-            && Instant::now() < end
-        {
+        let (held, was_seen, mut doubtful) = match leaving {
+            Leaving::Held { doubtful } => (true, true, doubtful),
+            Leaving::Released => (false, true, true),
+            Leaving::Asked { unanswered } => (false, false, unanswered),
+        };
+        let mut released = self.release(name, terms, held, doubtful && !was_seen).await;
+        while is_to_be_sent_again(&released, end) {
             sleep(PAUSE).await;
             // Who is next has asked by itself by now.
-            released = self.release(name, terms, false, true).await;
+            released = self.release(name, terms, false, !was_seen).await;
+            doubtful = true;
+        }
+        if !(was_seen && doubtful) {
+            return;
+        }
+        // What may still come is refused. Not in one with the release, which would forget the fence if that was the first.
+        while is_to_be_sent_again(&self.release(name, terms, false, true).await, end) {
+            sleep(PAUSE).await;
         }
     }
 
@@ -276,6 +289,21 @@ impl Shared {
     }
 }
 
+fn is_to_be_sent_again(released: &Result<Outcome, Error>, end: Instant) -> bool {
+    matches!(released, Err(error) if is_outage(error)) && Instant::now() < end
+}
+
+/// How far somebody has come who lets go of a lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Leaving {
+    /// It is held, and its fence was seen. Doubtful if a question for it may come to the store still.
+    Held { doubtful: bool },
+    /// The same, but a release was begun: the line of the process has heard of it, the store perhaps.
+    Released,
+    /// It is not known whether it is held. Unanswered if the question for it may come to the store still.
+    Asked { unanswered: bool },
+}
+
 /// A lock on its way from one of this process to the next.
 struct Passing<'a> {
     shared: &'a Shared,
@@ -288,7 +316,7 @@ impl Drop for Passing<'_> {
             // It has left the line, and may be granted the lock still.
             let Waiter { terms, .. } = &self.heir.waiter;
             self.shared
-                .release_later(self.heir.name(), terms, false, true);
+                .release_later(self.heir.name(), terms, Leaving::Asked { unanswered: true });
         }
     }
 }
