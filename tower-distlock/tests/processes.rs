@@ -5,54 +5,15 @@
     reason = "what cannot be unwrapped fails the test"
 )]
 
-use std::{env, fs, path::Path, time::Duration};
+mod common;
 
-use redis_conn::{
-    Backend,
-    raw::sql::{Connection, params},
-};
-use testkit::{Fleet, Topology, process};
+use std::{fs, time::Duration};
+
+use common::{HANG, TTL, fleet, locks, on_both, options, path};
+use redis_conn::raw::sql::{Connection, params};
+use testkit::process;
 use tokio::time::{Instant, timeout};
-use tower_distlock::{LockOptions, Locks, WithLockError};
-
-/// Keeps the variables of the children from those of whoever runs the tests.
-const PREFIX: &str = "TEST_";
-const TTL: Duration = Duration::from_secs(2);
-/// Ten times what it should take.
-const HANG: Duration = Duration::from_secs(20);
-
-async fn locks() -> Locks {
-    let backend = Backend::from_env_prefixed(PREFIX).await.unwrap();
-    backend.ready(Duration::from_secs(10)).await.unwrap();
-    Locks::with_timeout(&backend, Duration::from_secs(2)).unwrap()
-}
-
-fn options() -> LockOptions {
-    LockOptions::new().ttl(TTL).wait(Duration::from_secs(60))
-}
-
-/// Where children and parents meet.
-fn path() -> String {
-    env::var("TEST_PATH").unwrap()
-}
-
-/// Children on a backend, told of a path.
-fn fleet(child: &str, backend: &[(String, String)], path: &Path) -> Fleet {
-    let fleet = Fleet::new(child).env("TEST_PATH", path.display());
-    let mut variables = backend.iter();
-    variables.by_ref().fold(fleet, |fleet, (name, value)| {
-        fleet.env(format!("{PREFIX}{name}"), value)
-    })
-}
-
-/// On one SQLite file, and on one Redis server.
-async fn on_both(test: impl AsyncFn(&[(String, String)])) {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("locks.db").display().to_string();
-    test(&[("SQLITE_PATH".to_owned(), file)]).await;
-    let servers = Topology::Single.start().await;
-    test(&servers.env().into_iter().collect::<Vec<_>>()).await;
-}
+use tower_distlock::WithLockError;
 
 const PROCESSES: usize = 10;
 const TURNS: usize = 100;
