@@ -6,7 +6,7 @@
 
 mod requests;
 
-use std::{convert::Infallible, future::ready, net::SocketAddr, task::Poll, time::Duration};
+use std::{convert::Infallible, future::ready, task::Poll, time::Duration};
 
 use http::{Request, Response, StatusCode, request::Parts};
 use http_body::Body as _;
@@ -401,7 +401,7 @@ mod keys {
         let service = layer(1).missing_key(MissingKey::Reject).layer(probe);
         let info = || {
             let mut request = request();
-            let peer: SocketAddr = "192.0.2.1:1000".parse().unwrap();
+            let peer: std::net::SocketAddr = "192.0.2.1:1000".parse().unwrap();
             request
                 .extensions_mut()
                 .insert(axum::extract::ConnectInfo(peer));

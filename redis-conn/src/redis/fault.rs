@@ -108,7 +108,7 @@ pub(super) enum Pause {
 }
 
 impl Fault {
-    #[cfg(test)]
+    #[cfg(all(test, feature = "metrics"))]
     pub(super) const ALL: [Self; 20] = [
         Self::Away,
         Self::Lost,

@@ -14,10 +14,10 @@ use testkit::{PASSWORD, USER};
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 
 pub(crate) fn redis(backend: &Backend) -> Redis {
-    match backend.engine() {
-        Engine::Redis(redis) => redis.clone(),
-        other => panic!("expected redis, found {other:?}"),
-    }
+    let Engine::Redis(redis) = backend.engine() else {
+        panic!("expected redis, found {}", backend.kind());
+    };
+    redis.clone()
 }
 
 pub(crate) fn get(key: &str) -> Call {

@@ -38,7 +38,7 @@ pub(super) struct Counters {
     errors: ByLabel<Counter>,
     #[cfg_attr(
         not(feature = "redis"),
-        expect(dead_code, reason = "only servers decide many at once")
+        allow(dead_code, reason = "only servers decide many at once")
     )]
     pub(super) coalesced: Counter,
     requests: ByLabel<Counter>,
