@@ -40,6 +40,16 @@ pub enum LockError {
         /// How many were [asked for](crate::Durability::Replicas).
         required: u32,
     },
+    /// Too few servers of a [`Redlock`](crate::Redlock) stored its [fence](crate::RedlockBuilder::quorum_fence) in time. It was released
+    /// again.
+    FenceNotStored {
+        /// How many did.
+        stored: usize,
+        /// How many must.
+        required: usize,
+        /// Why the first of the others did not.
+        cause: Error,
+    },
     /// The store did not answer, or refused; or what was asked for cannot be.
     Backend(Error),
 }
@@ -54,14 +64,19 @@ impl LockError {
     /// With what is behind it, for a log.
     pub(crate) fn with_cause(&self) -> String {
         match self {
-            Self::Backend(cause) => format!("{self}: {cause}"),
+            Self::Backend(cause) | Self::FenceNotStored { cause, .. } => {
+                format!("{self}: {cause}")
+            }
             _ => self.to_string(),
         }
     }
 
     /// Whether the store did not answer: it may another time.
     pub(crate) fn is_outage(&self) -> bool {
-        matches!(self, Self::Backend(error) if is_outage(error))
+        match self {
+            Self::Backend(cause) | Self::FenceNotStored { cause, .. } => is_outage(cause),
+            _ => false,
+        }
     }
 }
 
@@ -100,6 +115,12 @@ impl fmt::Display for LockError {
             Self::NotReplicated { acked, required } => {
                 write!(f, "{acked} replicas know of the lock, expected {required}")
             }
+            Self::FenceNotStored {
+                stored, required, ..
+            } => write!(
+                f,
+                "the fence was stored by {stored} servers, expected {required}"
+            ),
             Self::Backend(_) => f.write_str("the store of the locks did not do it"),
         }
     }
@@ -108,7 +129,7 @@ impl fmt::Display for LockError {
 impl StdError for LockError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
-            Self::Backend(error) => Some(error),
+            Self::Backend(cause) | Self::FenceNotStored { cause, .. } => Some(cause),
             _ => None,
         }
     }
@@ -174,7 +195,7 @@ mod tests {
     #[test]
     fn texts_are_lower_case_without_a_full_stop_or_the_source() {
         let late = || Error::new(ErrorKind::Timeout, "late");
-        let errors: [Box<dyn StdError>; 6] = [
+        let errors: [Box<dyn StdError>; 7] = [
             Box::new(LockError::from(late())),
             Box::new(LockError::NotAcquired {
                 owner: "a".to_owned(),
@@ -189,6 +210,11 @@ mod tests {
                 took: Duration::from_secs(2),
             }),
             Box::new(LockError::Lost(LostReason::Stolen)),
+            Box::new(LockError::FenceNotStored {
+                stored: 1,
+                required: 2,
+                cause: late(),
+            }),
             Box::new(WithLockError::<Error>::Inner(late())),
         ];
         for error in errors {

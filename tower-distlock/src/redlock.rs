@@ -13,9 +13,10 @@ use tokio::{
 };
 
 pub use self::guard::RedlockGuard;
-use self::{node::Node, votes::Votes};
+use self::{fence::Fence, node::Node, votes::Votes};
 use crate::{LockError, LockOptions, name::Name, options::Wait, owner::random};
 
+mod fence;
 mod guard;
 mod node;
 mod votes;
@@ -24,10 +25,12 @@ mod votes;
 ///
 /// It does one thing better than one server with a replica: a server may be gone for good, and no lock is granted twice for that. It
 /// costs as many commands as there are servers, has no queue, and is no more than a lease either. A
-/// [fence](crate::LockGuard::fence) is of one server, so there is none here.
+/// [fence](crate::LockGuard::fence) is of one server, so there is none here, but for [one](RedlockBuilder::quorum_fence) that most of
+/// them remember.
 #[derive(Clone)]
 pub struct Redlock {
     nodes: Arc<[Arc<Node>]>,
+    fences: bool,
 }
 
 /// Makes a [`Redlock`].
@@ -36,6 +39,7 @@ pub struct Redlock {
 pub struct RedlockBuilder {
     nodes: Vec<Backend>,
     gate: Gate,
+    fences: bool,
 }
 
 /// Whether a server votes that was started lately.
@@ -65,6 +69,7 @@ impl Redlock {
         RedlockBuilder {
             nodes: nodes.into_iter().cloned().collect(),
             gate: Gate::Lease,
+            fences: false,
         }
     }
 
@@ -81,8 +86,8 @@ impl Redlock {
     /// # Errors
     ///
     /// [`LockError::NotAcquired`] and [`LockError::TimedOut`] if others hold it on too many servers; [`LockError::Backend`] if too many
-    /// did not answer, were started too lately, or two of them are the same server (`Config`). What was granted is released on all of
-    /// them, also on those that answer late.
+    /// did not answer, were started too lately, or two of them are the same server (`Config`); [`LockError::FenceNotStored`] if too
+    /// few took its fence, where there is to be one. What was granted is released on all of them, also on those that answer late.
     ///
     /// # Cancel safety
     ///
@@ -96,8 +101,8 @@ impl Redlock {
         let (name, begun) = (Name::new(name)?, Instant::now());
         self.introduce(options.ttl).await?;
         loop {
-            let error = match self.round(&name, &options).await {
-                Ok(votes) => return Ok(RedlockGuard::new(votes, name, options)),
+            let error = match self.grant(&name, &options).await {
+                Ok((votes, fence)) => return Ok(RedlockGuard::new(votes, name, options, fence)),
                 Err(error) => error,
             };
             let waits = match options.wait {
@@ -133,6 +138,21 @@ impl Redlock {
             ));
         }
         Ok(())
+    }
+
+    /// Asks all servers once, and has them remember a fence if there is to be one. What is granted is let go of if they do not.
+    async fn grant(
+        &self,
+        name: &Name,
+        options: &LockOptions,
+    ) -> Result<(Votes, Option<Fence>), LockError> {
+        let mut votes = self.round(name, options).await?;
+        if !self.fences {
+            return Ok((votes, None));
+        }
+        // In a box, as all that few locks come to.
+        let fence = Box::pin(self.fence(&mut votes, name, options)).await?;
+        Ok((votes, Some(fence)))
     }
 
     /// Asks all servers once.
@@ -176,6 +196,38 @@ impl RedlockBuilder {
         self
     }
 
+    /// Gives each grant a [fence](RedlockGuard::fence) that most of the servers remember: greater than that of each grant of the same name
+    /// before, whichever servers granted it. It is written to all of them before [`acquire`](Redlock::acquire) returns, which takes one
+    /// more round trip, and one more each time that a server remembers a greater one. All who acquire a lock for its fence must set
+    /// this.
+    ///
+    /// It rests on each two majorities having a server in common that remembers. A server that was started lately is not counted on,
+    /// and has what it forgot by the next grant that it hears of, or from the holder that [takes the lock again](RedlockGuard) there.
+    /// What is not promised: a fence that only two of three servers had heard of is forgotten if one of them loses its memory, no
+    /// grant tells it in time, and the other one is away. Then a fence is greater by the clocks of the servers with
+    /// [`FenceMode::Clock`](crate::FenceMode::Clock), and may be less with [`FenceMode::Counter`](crate::FenceMode::Counter). Nobody
+    /// remembers it for longer than a week after the lock can have been held at the latest: again a matter of the clocks.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use redis_conn::Backend;
+    /// use tower_distlock::{LockOptions, Redlock};
+    ///
+    /// let servers = [Backend::memory(), Backend::memory(), Backend::memory()];
+    /// let redlock = Redlock::builder(&servers).quorum_fence().build()?;
+    /// let first = redlock.acquire("migration:users", LockOptions::new()).await?;
+    /// let before = first.fence();
+    /// first.release().await?;
+    /// let second = redlock.acquire("migration:users", LockOptions::new()).await?;
+    /// assert!(before.is_some() && second.fence() > before);
+    /// # Ok(()) }
+    /// ```
+    pub fn quorum_fence(mut self) -> Self {
+        self.fences = true;
+        self
+    }
+
     /// # Errors
     ///
     /// `Config` if there is no server, if one of them is given twice, or if this crate was built without the feature of a backend.
@@ -194,6 +246,7 @@ impl RedlockBuilder {
         }
         Ok(Redlock {
             nodes: nodes.into(),
+            fences: self.fences,
         })
     }
 }

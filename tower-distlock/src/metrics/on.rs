@@ -172,9 +172,12 @@ fn outcome(error: Option<&LockError>) -> &'static str {
         Some(LockError::NotAcquired { .. }) => "busy",
         Some(LockError::TimedOut { .. }) => "timed_out",
         Some(LockError::TtlTooShort { .. }) => "too_short",
-        Some(LockError::Backend(_) | LockError::NotReplicated { .. } | LockError::Lost(_)) => {
-            "error"
-        }
+        Some(
+            LockError::Backend(_)
+            | LockError::NotReplicated { .. }
+            | LockError::FenceNotStored { .. }
+            | LockError::Lost(_),
+        ) => "error",
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::{sleep, timeout};
 
-use super::{node::Node, votes::Votes};
+use super::{fence::Fence, node::Node, votes::Votes};
 use crate::{LockError, LockOptions, LostReason, Released, name::Name, store::Outcome};
 
 /// A lock that most of the servers have granted. Dropping it releases it on all of them.
@@ -25,16 +25,23 @@ struct Held {
     options: LockOptions,
     votes: Mutex<Option<Votes>>,
     quorum: usize,
+    fence: Option<Fence>,
 }
 
 impl RedlockGuard {
-    pub(super) fn new(votes: Votes, name: Name, options: LockOptions) -> Self {
+    pub(super) fn new(
+        votes: Votes,
+        name: Name,
+        options: LockOptions,
+        fence: Option<Fence>,
+    ) -> Self {
         let nodes = Arc::clone(&votes.nodes);
         let held = Arc::new(Held {
             name,
             quorum: nodes.len() / 2 + 1,
             options,
             votes: Mutex::new(Some(votes)),
+            fence,
         });
         if held.options.renew
             && let Some(first) = nodes.first()
@@ -48,6 +55,14 @@ impl RedlockGuard {
     #[must_use]
     pub fn name(&self) -> &str {
         self.held.name.as_str()
+    }
+
+    /// A number greater than that of each grant of this lock before, which most of the servers remember; none unless
+    /// [asked for](crate::RedlockBuilder::quorum_fence). What is written to under the lock refuses a fence that is less than one that it
+    /// has seen.
+    #[must_use]
+    pub fn fence(&self) -> Option<u64> {
+        self.held.fence.as_ref().map(Fence::number)
     }
 
     /// For how long most of the servers hold it without another renewal, by what this process knows.
@@ -172,6 +187,10 @@ async fn repair(held: Weak<Held>) {
             .unwrap_or_default();
         let asking = missing.into_iter().map(async |(place, node)| {
             let vote = node.vote(&held.name, &held.options).await;
+            if let (Ok(_), Some(fence)) = (&vote, &held.fence) {
+                // It may have lost that too. Whether it takes it changes nothing for this grant.
+                let _ = node.remember(&held.name, fence, held.options.ttl).await;
+            }
             (place, vote)
         });
         for (place, vote) in futures_util::future::join_all(asking).await {

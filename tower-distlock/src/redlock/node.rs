@@ -1,6 +1,7 @@
 //! One of the servers of a Redlock.
 
 use std::{
+    future::Future,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -8,13 +9,16 @@ use std::{
 use redis_conn::{Backend, Error, ErrorKind};
 use tokio::time::timeout;
 
-use super::Gate;
+use super::{Gate, fence::Fence};
 use crate::{
     LockError, LockOptions,
     claim::Claim,
     name::Name,
     shared::Shared,
-    store::Birth,
+    store::{
+        Birth,
+        notes::{Kind, Notes as _},
+    },
     terms::{Mode, Seats},
 };
 
@@ -71,21 +75,44 @@ impl Node {
         name: &Name,
         options: &LockOptions,
     ) -> Result<Claim, LockError> {
-        let patience = Self::patience(options.ttl);
-        let asking = async {
-            let (shared, options) = (&self.shared, options.clone().try_once());
-            let kind = (Mode::Alone, Seats::Some(1));
+        let once = options.clone().try_once();
+        let kind = (Mode::Alone, Seats::Some(1));
+        let asking = Claim::acquire(&self.shared, name.clone(), kind, &once);
+        self.admitted(options.ttl, asking).await
+    }
+
+    /// Has this server remember a fence. Tells what it remembers if that is no less.
+    pub(super) async fn remember(
+        &self,
+        name: &Name,
+        fence: &Fence,
+        ttl: Duration,
+    ) -> Result<Option<u64>, Error> {
+        let (store, patience) = (&self.shared.store, Self::patience(ttl));
+        let storing = store.advance(name, Kind::Quorum, &fence.note, fence.keep, patience);
+        let stored = self.admitted(ttl, storing).await?;
+        // Sent twice, it finds itself there.
+        Ok(stored
+            .filter(|stored| *stored != fence.note)
+            .map(|stored| stored.slot))
+    }
+
+    /// An answer of this server in its time, if it has a vote.
+    async fn admitted<T, E: From<Error>>(
+        &self,
+        ttl: Duration,
+        asking: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let patience = Self::patience(ttl);
+        let both = async {
             // Both at once, on one connection: they tell of the same run of the server.
-            let (birth, claim) = tokio::join!(
-                shared.store.birth(patience),
-                Claim::acquire(shared, name.clone(), kind, &options),
-            );
-            let (birth, claim) = (birth?, claim?);
-            self.admits(birth.as_ref(), options.ttl)?;
-            Ok(claim)
+            let (birth, answer) = tokio::join!(self.shared.store.birth(patience), asking);
+            let (birth, answer) = (birth?, answer?);
+            self.admits(birth.as_ref(), ttl)?;
+            Ok(answer)
         };
         let late = |_| Error::new(ErrorKind::Timeout, "a server had no answer in its time");
-        timeout(patience, asking).await.map_err(late)?
+        timeout(patience, both).await.map_err(late)?
     }
 
     /// Whether this server has been up for long enough to know of all leases.

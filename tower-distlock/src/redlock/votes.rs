@@ -81,6 +81,12 @@ impl Votes {
         Err(error.copied().cloned().unwrap_or_else(too_late))
     }
 
+    /// The greatest fence that one of them has given it.
+    pub(super) fn fence(&self) -> u64 {
+        let held = self.votes().filter_map(|(_, claim)| claim.held());
+        held.map(|(_, fence)| fence).max().unwrap_or_default()
+    }
+
     /// For how long most of them are for it.
     pub(super) fn valid_for(&self, quorum: usize) -> Duration {
         let leases = self.leases().into_iter();
@@ -120,7 +126,7 @@ impl Votes {
     }
 }
 
-fn too_late() -> LockError {
+pub(super) fn too_late() -> LockError {
     Error::new(
         ErrorKind::Timeout,
         "the servers took longer than the lease lasts",

@@ -16,6 +16,8 @@ pub(crate) enum Kind {
     Run,
     /// The greatest fence that was seen.
     Fence,
+    /// The greatest fence of a grant by several servers.
+    Quorum,
 }
 
 impl Kind {
@@ -26,6 +28,7 @@ impl Kind {
             Self::Claim => "claim",
             Self::Run => "run",
             Self::Fence => "fence",
+            Self::Quorum => "quorum",
         }
     }
 }
