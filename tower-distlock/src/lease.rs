@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{metrics::HeldSince, terms::micros};
+use crate::{metrics::HeldSince, quorum::Quorum, terms::micros};
 
 /// Why a lock is not held any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -207,19 +207,34 @@ impl Lease {
 /// Tells whether a lock is held still, for as long as anybody wants to know: for what was spawned.
 #[derive(Clone)]
 pub struct LockToken {
-    lease: Option<Lease>,
+    of: Of,
+}
+
+#[derive(Clone)]
+enum Of {
+    /// What runs without a lock.
+    Nothing,
+    One(Lease),
+    Most(Arc<Quorum>),
 }
 
 impl LockToken {
     pub(crate) fn new(lease: &Lease) -> Self {
         Self {
-            lease: Some(lease.clone()),
+            of: Of::One(lease.clone()),
+        }
+    }
+
+    /// Of a lock that several servers hold.
+    pub(crate) fn of_most(quorum: &Arc<Quorum>) -> Self {
+        Self {
+            of: Of::Most(Arc::clone(quorum)),
         }
     }
 
     /// Of what runs without a lock.
     pub(crate) fn unprotected() -> Self {
-        Self { lease: None }
+        Self { of: Of::Nothing }
     }
 
     /// Whether the lock is lost. A lock that was released in time is not.
@@ -231,13 +246,21 @@ impl LockToken {
     /// Why it is lost, if it is.
     #[must_use]
     pub fn reason(&self) -> Option<LostReason> {
-        self.lease.as_ref().and_then(Lease::why_lost)
+        match &self.of {
+            Of::Nothing => None,
+            Of::One(lease) => lease.why_lost(),
+            Of::Most(quorum) => quorum.why_lost(),
+        }
     }
 
     /// For how long it lasts without a renewal.
     #[must_use]
     pub fn valid_for(&self) -> Duration {
-        self.lease.as_ref().map_or(Duration::ZERO, Lease::valid_for)
+        match &self.of {
+            Of::Nothing => Duration::ZERO,
+            Of::One(lease) => lease.valid_for(),
+            Of::Most(quorum) => quorum.valid_for(),
+        }
     }
 
     /// Waits until the lock is lost.
@@ -246,9 +269,10 @@ impl LockToken {
     ///
     /// Cancel safe.
     pub async fn lost(&self) -> LostReason {
-        match &self.lease {
-            Some(lease) => lease.lost().await,
-            None => std::future::pending().await,
+        match &self.of {
+            Of::Nothing => std::future::pending().await,
+            Of::One(lease) => lease.lost().await,
+            Of::Most(quorum) => quorum.lost().await,
         }
     }
 }

@@ -131,6 +131,7 @@ mod name;
 mod once;
 mod options;
 mod owner;
+mod quorum;
 mod redlock;
 mod reentrant;
 mod rwlock;

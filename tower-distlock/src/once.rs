@@ -7,7 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::sleep;
 
 use crate::{
-    Held, LockError, LockOptions, Locks, LostReason, WithLockError,
+    Held, LockError, LockGuard, LockOptions, Locks, LostReason, WithLockError,
     error::is_outage,
     name::Name,
     shared::PAUSE,
@@ -140,7 +140,8 @@ impl Locks {
         }
         // A runner that lost its lock must not replace what a later one has stored.
         let slot = guard.fence();
-        let ran = under(guard, on_lost, None, async |held| {
+        let held = Held::of(&guard);
+        let job = async |held: Held| {
             let token = held.token();
             let output = body(held).await.map_err(Failed::Inner)?;
             let stored = self.keep(&name, slot, ttl, &output, || token.valid_for());
@@ -148,7 +149,8 @@ impl Locks {
                 Ok(()) => Ok(output),
                 Err(error) => Err(Failed::NotStored(output, error)),
             }
-        });
+        };
+        let ran = under(guard, held, on_lost, job, LockGuard::release);
         ran.await.map_err(|error| match error {
             WithLockError::NotAcquired(error) => OnceError::NotAcquired(error),
             WithLockError::Inner(Failed::Inner(error))

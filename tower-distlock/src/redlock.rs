@@ -14,7 +14,14 @@ use tokio::{
 
 pub use self::guard::RedlockGuard;
 use self::{fence::Fence, node::Node, votes::Votes};
-use crate::{LockError, LockOptions, name::Name, options::Wait, owner::random};
+use crate::{
+    Held, LockError, LockOptions, WithLockError,
+    claim::Claim,
+    name::Name,
+    options::Wait,
+    owner::random,
+    with_lock::{under, without},
+};
 
 mod fence;
 mod guard;
@@ -121,6 +128,55 @@ impl Redlock {
         }
     }
 
+    /// Runs a future under a lock on most of the servers, and releases the lock before this returns.
+    ///
+    /// If most of the servers do not hold it any more while the future runs, the future is dropped at once, or as
+    /// [`OnLost`](crate::OnLost) says; else it is as with [`Locks::with_lock`](crate::Locks::with_lock). [`Held::fence`] is the
+    /// [fence](RedlockGuard::fence) of the guard.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use redis_conn::Backend;
+    /// use tower_distlock::{LockOptions, Redlock};
+    ///
+    /// let servers = [Backend::memory(), Backend::memory(), Backend::memory()];
+    /// let redlock = Redlock::builder(&servers).quorum_fence().build()?;
+    /// let options = LockOptions::new().try_once();
+    /// let fence = redlock
+    ///     .with_lock("cron:overdue-tasks", options, async |held| {
+    ///         Ok::<_, std::io::Error>(held.fence())
+    ///     })
+    ///     .await?;
+    /// assert!(fence.is_some());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`WithLockError::NotAcquired`]: the future did not run. [`WithLockError::Lost`], with its output if it had one: somebody else
+    /// may have run at the same time. [`WithLockError::Inner`]: its own error.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call drops the future and releases the lock.
+    pub async fn with_lock<T, E, F>(
+        &self,
+        name: &str,
+        options: LockOptions,
+        body: F,
+    ) -> Result<T, WithLockError<E, T>>
+    where
+        F: AsyncFnOnce(Held) -> Result<T, E>,
+    {
+        let guard = match self.acquire(name, options.clone()).await {
+            Ok(guard) => guard,
+            Err(error) => return without(error, &options, body).await,
+        };
+        let held = Held::of_most(&guard);
+        under(guard, held, options.on_lost, body, RedlockGuard::release).await
+    }
+
     /// Has servers say which they are, each until it has answered once.
     ///
     /// # Errors
@@ -146,23 +202,28 @@ impl Redlock {
         name: &Name,
         options: &LockOptions,
     ) -> Result<(Votes, Option<Fence>), LockError> {
-        let mut votes = self.round(name, options).await?;
+        let votes = self.round(name, options).await?;
         if !self.fences {
             return Ok((votes, None));
         }
         // In a box, as all that few locks come to.
-        let fence = Box::pin(self.fence(&mut votes, name, options)).await?;
+        let fence = Box::pin(self.fence(&votes, name, options)).await?;
         Ok((votes, Some(fence)))
     }
 
     /// Asks all servers once.
     async fn round(&self, name: &Name, options: &LockOptions) -> Result<Votes, LockError> {
         let (votes, mut heard) = mpsc::unbounded_channel();
+        let mut counted = Votes::new(&self.nodes);
         for (place, node) in self.nodes.iter().enumerate() {
             let (node, votes) = (Arc::clone(node), votes.clone());
             let (name, options) = (name.clone(), options.clone());
+            let quorum = Arc::clone(&counted.quorum);
             let asking = async move {
                 let vote = node.vote(&name, &options).await;
+                if let Ok(Some((lease, _))) = vote.as_ref().map(Claim::held) {
+                    quorum.add(place, lease);
+                }
                 // Who comes too late for the decision is let go of by being dropped, or is one more.
                 let _ = votes.send((place, vote));
             };
@@ -170,7 +231,6 @@ impl Redlock {
             tasks.spawn(asking).ok_or_else(closed)?;
         }
         drop(votes);
-        let mut counted = Votes::new(&self.nodes);
         while let Some((place, vote)) = heard.recv().await {
             counted.add(place, vote);
             if counted.is_decided(self.quorum()) {

@@ -9,8 +9,8 @@ use std::{
 };
 
 use crate::{
-    LockError, LockGuard, LockOptions, Locks, LostReason, OnLost, Released, WithLockError,
-    lease::LockToken, metrics, options::OnBackendDown, trace::event,
+    LockError, LockGuard, LockOptions, Locks, LostReason, OnLost, RedlockGuard, Released,
+    WithLockError, lease::LockToken, metrics, options::OnBackendDown, trace::event,
 };
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
@@ -30,7 +30,16 @@ impl Held {
         }
     }
 
-    /// The [fence](LockGuard::fence) of the grant; none where the future runs [unprotected](OnBackendDown::RunUnprotected).
+    /// Of a lock on several servers.
+    pub(crate) fn of_most(guard: &RedlockGuard) -> Self {
+        Self {
+            fence: guard.fence(),
+            token: guard.token(),
+        }
+    }
+
+    /// The [fence](LockGuard::fence) of the grant; none where the future runs [unprotected](OnBackendDown::RunUnprotected), and under
+    /// a [`Redlock`](crate::Redlock) without a [quorum fence](crate::RedlockBuilder::quorum_fence).
     #[must_use]
     pub fn fence(&self) -> Option<u64> {
         self.fence
@@ -101,43 +110,53 @@ impl Locks {
     {
         let guard = match self.acquire(name, options.clone()).await {
             Ok(guard) => guard,
-            Err(error) if runs_unprotected(&error, &options) => {
-                event!(warn, "a job runs without its lock: {}", error.with_cause());
-                metrics::unprotected();
-                let held = Held {
-                    fence: None,
-                    token: LockToken::unprotected(),
-                };
-                return body(held).await.map_err(WithLockError::Inner);
-            }
-            Err(error) => return Err(WithLockError::NotAcquired(error)),
+            Err(error) => return without(error, &options, body).await,
         };
-        under(guard, options.on_lost, None, body).await
+        let held = Held::of(&guard);
+        under(guard, held, options.on_lost, body, LockGuard::release).await
     }
 }
 
-fn runs_unprotected(error: &LockError, options: &LockOptions) -> bool {
-    options.on_backend_down == OnBackendDown::RunUnprotected && error.is_outage()
-}
-
-/// Runs a future under a lock that is held, and that stays so until then at least, also if the future ends before.
-pub(crate) async fn under<T, E, F>(
-    guard: LockGuard,
-    on_lost: OnLost,
-    at_least: Option<Instant>,
+/// Runs a future without its lock, if that is what the options say of this error.
+pub(crate) async fn without<T, E, F>(
+    error: LockError,
+    options: &LockOptions,
     body: F,
 ) -> Result<T, WithLockError<E, T>>
 where
     F: AsyncFnOnce(Held) -> Result<T, E>,
 {
+    if options.on_backend_down != OnBackendDown::RunUnprotected || !error.is_outage() {
+        return Err(WithLockError::NotAcquired(error));
+    }
+    event!(warn, "a job runs without its lock: {}", error.with_cause());
+    metrics::unprotected();
+    let held = Held {
+        fence: None,
+        token: LockToken::unprotected(),
+    };
+    body(held).await.map_err(WithLockError::Inner)
+}
+
+/// Runs a future under a lock that is held, and releases it: on one server, or on several.
+pub(crate) async fn under<G, T, E, F>(
+    guard: G,
+    held: Held,
+    on_lost: OnLost,
+    body: F,
+    release: impl AsyncFnOnce(G) -> Result<Released, LockError>,
+) -> Result<T, WithLockError<E, T>>
+where
+    F: AsyncFnOnce(Held) -> Result<T, E>,
+{
+    let token = held.token();
     let ran = {
-        let running = pin!(AssertUnwindSafe(body(Held::of(&guard))).catch_unwind());
-        guarded(running, &guard, on_lost).await
+        let running = pin!(AssertUnwindSafe(body(held)).catch_unwind());
+        guarded(running, &token, on_lost).await
         // Here it is dropped, before the lock is released.
     };
-    let was_lost = guard.lease().why_lost();
-    let rest = at_least.map(|until| until.saturating_duration_since(Instant::now()));
-    let released = guard.release_after(rest.unwrap_or_default()).await;
+    let was_lost = token.reason();
+    let released = release(guard).await;
     let output = match ran {
         Some(Err(panic)) => resume_unwind(panic),
         Some(Ok(output)) => Some(output),
@@ -172,7 +191,7 @@ where
 /// Polls a future as long as it may run. None if it was not let to its end.
 async fn guarded<F: Future>(
     mut running: Pin<&mut F>,
-    guard: &LockGuard,
+    token: &LockToken,
     on_lost: OnLost,
 ) -> Option<F::Output> {
     let grace = match on_lost {
@@ -182,14 +201,14 @@ async fn guarded<F: Future>(
     };
     // Wakes this when it is time.
     let mut over = pin!(async {
-        guard.lost().await;
+        token.lost().await;
         tokio::time::sleep(grace).await;
     });
     let mut end = None;
     poll_fn(|context| {
         // First of all, and by the clock itself: timers of a process that was stopped may fire only after the next step, which must not
         // be taken.
-        if end.is_none() && guard.lease().why_lost().is_some() {
+        if end.is_none() && token.is_lost() {
             end = Instant::now().checked_add(grace);
         }
         if end.is_some_and(|end| end <= Instant::now()) || over.as_mut().poll(context).is_ready() {

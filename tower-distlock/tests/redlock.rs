@@ -5,12 +5,23 @@
     reason = "what cannot be unwrapped fails the test"
 )]
 
-use std::time::Duration;
+use std::{
+    future::{pending, poll_fn},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
-use redis_conn::{Backend, Config, ErrorKind};
+use redis_conn::{Audit, Backend, Config, ErrorKind, ManualClock};
 use testkit::RedisServer;
-use tokio::time::{Instant, timeout};
-use tower_distlock::{LockError, LockGuard, LockOptions, Locks, Redlock, Released};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
+use tower_distlock::{
+    Held, LockError, LockGuard, LockOptions, Locks, LostReason, OnBackendDown, OnLost, Redlock,
+    Released, WithLockError,
+};
 
 /// Only a hang takes so long.
 const HANG: Duration = Duration::from_secs(20);
@@ -195,4 +206,174 @@ async fn servers_that_are_none_or_the_same_are_refused() {
         panic!("two are the same");
     };
     assert_eq!(*error.kind(), ErrorKind::Config);
+}
+
+/// Runs something under a lock of which two servers of three are killed meanwhile, for good.
+async fn while_two_die<T>(
+    on_lost: OnLost,
+    body: impl AsyncFnOnce(Held) -> T,
+) -> Result<T, WithLockError<(), T>> {
+    let servers = Servers::start(3).await;
+    let builder = Redlock::builder(&servers.backends).without_gate();
+    let redlock = builder.quorum_fence().build().unwrap();
+    let options = once().ttl(Duration::from_secs(2)).on_lost(on_lost);
+    let mut told = None;
+    let running = redlock.with_lock("a", options, async |held| {
+        told = Some(held.clone());
+        assert!(held.fence().is_some() && !held.valid_for().is_zero());
+        assert!(!held.token().is_lost());
+        for server in &servers.servers[..2] {
+            server.kill();
+        }
+        Ok(body(held).await)
+    });
+    let ran = timeout(HANG, running).await.expect("at its end");
+    let held = told.unwrap();
+    assert!(held.token().is_lost() && held.valid_for().is_zero());
+    servers.until_votes("a", 0).await;
+    ran
+}
+
+#[tokio::test]
+async fn what_runs_is_dropped_when_most_of_the_servers_are_gone() {
+    let dropped = Arc::new(());
+    let held_by_it = Arc::clone(&dropped);
+    let ran = while_two_die(OnLost::Cancel, async move |_| {
+        let _it = held_by_it;
+        pending::<()>().await;
+    });
+    let Err(WithLockError::Lost { output: None, .. }) = ran.await else {
+        panic!("it was dropped");
+    };
+    assert_eq!(Arc::strong_count(&dropped), 1);
+}
+
+#[tokio::test]
+async fn what_runs_on_hears_of_the_loss_and_its_output_is_told_with_it() {
+    let ran = while_two_die(OnLost::Notify, async |held| held.lost().await);
+    let Err(WithLockError::Lost { reason, output }) = ran.await else {
+        panic!("it was lost");
+    };
+    assert_eq!(output, Some(Ok(reason)));
+}
+
+fn memory() -> [Backend; 3] {
+    [(); 3].map(|()| Backend::memory())
+}
+
+async fn take_away(node: &Backend) {
+    let audit = Audit::new("test", "to see what comes of it");
+    let locks = Locks::new(node).unwrap();
+    assert!(locks.force_release("a", &audit).await.unwrap());
+}
+
+async fn is_locked(node: &Backend) -> bool {
+    let locks = Locks::new(node).unwrap();
+    locks.is_locked("a").await.unwrap()
+}
+
+async fn until_free(nodes: &[Backend]) {
+    for node in nodes {
+        let is_free = async || !is_locked(node).await;
+        testkit::until(HANG, "it is free", is_free).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_goes_on_while_most_of_the_servers_hold_it() {
+    let nodes = memory();
+    let redlock = Redlock::builder(&nodes).quorum_fence().build().unwrap();
+    let mut told = None;
+    let ran = redlock.with_lock("a", once(), async |held| {
+        told = Some(held.clone());
+        take_away(&nodes[1]).await;
+        // No time that anybody waits for.
+        tokio::time::sleep(3 * TTL).await;
+        Ok::<_, ()>(held.fence())
+    });
+    let fence = ran.await.unwrap().unwrap();
+    until_free(&nodes).await;
+    let held = told.unwrap();
+    assert_eq!(held.token().reason(), None, "it was released in time");
+    assert!(held.valid_for().is_zero());
+    // Its own error is told as such, under a later grant.
+    let failed = redlock.with_lock("a", once().wait(HANG), async |held| {
+        Err::<(), _>(held.fence())
+    });
+    let Err(WithLockError::Inner(later)) = failed.await else {
+        panic!("it failed");
+    };
+    assert!(later.unwrap() > fence);
+    until_free(&nodes).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_is_dropped_when_the_lock_is_taken_away_on_most_of_the_servers() {
+    let nodes = memory();
+    let redlock = Redlock::builder(&nodes).build().unwrap();
+    let ran = redlock.with_lock("a", once(), async |held| {
+        assert_eq!(held.fence(), None, "it was not asked for");
+        take_away(&nodes[0]).await;
+        take_away(&nodes[2]).await;
+        pending::<Result<(), ()>>().await
+    });
+    // By the time that is not waited for, it is before anybody renews it.
+    let ran = timeout(TTL / 4, ran).await.expect("at once");
+    let Err(WithLockError::Lost { reason, output }) = ran else {
+        panic!("it was lost");
+    };
+    assert_eq!((reason, output), (LostReason::Forced, None));
+    until_free(&nodes).await;
+}
+
+#[tokio::test]
+async fn what_is_dropped_with_its_call_releases_the_lock() {
+    let (nodes, runs) = (memory(), Notify::new());
+    let redlock = Redlock::builder(&nodes).build().unwrap();
+    let running = redlock.with_lock("a", once(), async |_| {
+        runs.notify_one();
+        pending::<Result<(), ()>>().await
+    });
+    tokio::select! {
+        _ = running => unreachable!("it never ends"),
+        () = runs.notified() => {}
+    }
+    until_free(&nodes).await;
+}
+
+#[tokio::test]
+async fn after_a_stop_of_the_process_no_step_is_taken() {
+    let clock = Arc::new(ManualClock::new(1));
+    let nodes = [(); 3].map(|()| {
+        let builder = Backend::builder().clock(Arc::clone(&clock) as _);
+        builder.memory().unwrap()
+    });
+    let redlock = Redlock::builder(&nodes).build().unwrap();
+    let mut polls = 0;
+    let ran = redlock.with_lock("a", once(), async |_| {
+        poll_fn(|context| {
+            polls += 1;
+            // Time has gone on without it, and no timer has fired when it is to be polled again.
+            clock.advance(TTL);
+            context.waker().wake_by_ref();
+            Poll::<Result<(), ()>>::Pending
+        })
+        .await
+    });
+    let ran = timeout(HANG, ran).await.unwrap();
+    assert!(matches!(ran, Err(WithLockError::Lost { .. })), "{ran:?}");
+    assert_eq!(polls, 1);
+}
+
+#[tokio::test]
+async fn without_any_server_nothing_runs_unless_that_was_asked_for() {
+    let nobody = || Backend::redis(Config::from_url("redis://127.0.0.1:1").unwrap()).unwrap();
+    let nodes = [(); 3].map(|()| nobody());
+    let builder = Redlock::builder(&nodes).without_gate().quorum_fence();
+    let redlock = builder.build().unwrap();
+    let run = |options| redlock.with_lock("a", options, async |held| Ok::<_, ()>(held.fence()));
+    let refused = run(once()).await;
+    assert!(matches!(refused, Err(WithLockError::NotAcquired(_))));
+    let unprotected = once().on_backend_down(OnBackendDown::RunUnprotected);
+    assert_eq!(run(unprotected).await.unwrap(), None);
 }

@@ -22,7 +22,7 @@ use self::{
     run::Run,
 };
 use crate::{
-    Held, LockError, LockOptions, Locks, OnLost, OwnerId, WithLockError,
+    Held, LockError, LockGuard, LockOptions, Locks, OnLost, OwnerId, WithLockError,
     error::is_outage,
     metrics,
     name::Name,
@@ -240,8 +240,11 @@ impl CronLock {
             return Ok(CronRun::Missed);
         }
         let at_least = run.since.checked_add(self.at_least);
-        let ran = under(guard, self.options.on_lost, at_least, async |held| {
-            run.recorded(job(held)).await
+        let (held, on_lost) = (Held::of(&guard), self.options.on_lost);
+        let recorded = async |held| run.recorded(job(held)).await;
+        let ran = under(guard, held, on_lost, recorded, async |guard: LockGuard| {
+            let rest = at_least.map(|until| until.saturating_duration_since(Instant::now()));
+            guard.release_after(rest.unwrap_or_default()).await
         });
         let ran = ran.await;
         if matches!(ran, Err(WithLockError::Lost { .. })) {

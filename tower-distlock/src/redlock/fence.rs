@@ -67,16 +67,15 @@ impl Redlock {
     /// Has most of the servers remember a fence for a grant, which is greater than each that they remember.
     pub(super) async fn fence(
         &self,
-        votes: &mut Votes,
+        votes: &Votes,
         name: &Name,
         options: &LockOptions,
     ) -> Result<Fence, LockError> {
         let mut fence = Fence::new(votes.fence(), options);
         loop {
             let seen = self.store(&fence, name, options.ttl).await?;
-            votes.add_late();
             // Else somebody else may have been granted it, and a greater fence, before this one was stored.
-            if votes.valid_for(self.quorum()).is_zero() {
+            if votes.quorum.why_lost().is_some() {
                 return Err(too_late());
             }
             fence = match seen {

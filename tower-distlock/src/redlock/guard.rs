@@ -10,7 +10,10 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::{sleep, timeout};
 
 use super::{fence::Fence, node::Node, votes::Votes};
-use crate::{LockError, LockOptions, LostReason, Released, name::Name, store::Outcome};
+use crate::{
+    LockError, LockOptions, LockToken, LostReason, Released, name::Name, quorum::Quorum,
+    store::Outcome,
+};
 
 /// A lock that most of the servers have granted. Dropping it releases it on all of them.
 ///
@@ -24,7 +27,7 @@ struct Held {
     name: Name,
     options: LockOptions,
     votes: Mutex<Option<Votes>>,
-    quorum: usize,
+    quorum: Arc<Quorum>,
     fence: Option<Fence>,
 }
 
@@ -38,7 +41,7 @@ impl RedlockGuard {
         let nodes = Arc::clone(&votes.nodes);
         let held = Arc::new(Held {
             name,
-            quorum: nodes.len() / 2 + 1,
+            quorum: Arc::clone(&votes.quorum),
             options,
             votes: Mutex::new(Some(votes)),
             fence,
@@ -68,18 +71,13 @@ impl RedlockGuard {
     /// For how long most of the servers hold it without another renewal, by what this process knows.
     #[must_use]
     pub fn valid_for(&self) -> Duration {
-        self.held.valid_for()
+        self.held.quorum.valid_for()
     }
 
     /// How many of the servers hold it, by what this process knows.
     #[must_use]
     pub fn votes(&self) -> usize {
-        let votes = self.held.votes();
-        let leases = votes.as_ref().map(Votes::leases).unwrap_or_default();
-        leases
-            .iter()
-            .filter(|lease| lease.why_lost().is_none())
-            .count()
+        self.held.quorum.count()
     }
 
     /// Waits until fewer than most of the servers hold it, which needs no answer of any.
@@ -88,19 +86,13 @@ impl RedlockGuard {
     ///
     /// Cancel safe.
     pub async fn lost(&self) -> LostReason {
-        loop {
-            let valid_for = self.held.valid_for();
-            if valid_for.is_zero() {
-                return LostReason::Expired;
-            }
-            let leases = self.held.leases();
-            let held = leases.iter().filter(|lease| lease.why_lost().is_none());
-            let mut each: FuturesUnordered<_> = held.map(|lease| lease.lost()).collect();
-            tokio::select! {
-                _ = each.next() => {}
-                () = sleep(valid_for) => {}
-            }
-        }
+        self.held.quorum.lost().await
+    }
+
+    /// Tells whether it is lost, also to what outlives this guard.
+    #[must_use]
+    pub fn token(&self) -> LockToken {
+        LockToken::of_most(&self.held.quorum)
     }
 
     /// Releases it on all servers, and tells whether most of them held it until then. A server that does not answer in its time is
@@ -119,6 +111,7 @@ impl RedlockGuard {
         };
         let (mut held, mut other, mut error) = (0, 0, None);
         let patience = Node::patience(self.held.options.ttl);
+        let most = self.held.quorum.most();
         let releases = votes.into_votes().into_iter().filter_map(|(node, claim)| {
             // Each goes on when this does not wait any more.
             node.shared.tasks.spawn(claim.release())
@@ -132,14 +125,14 @@ impl RedlockGuard {
                     Ok(Ok(Outcome::Absent)) | Err(_) => {}
                     Ok(Err(failed)) => error = Some(failed),
                 }
-                if held >= self.held.quorum {
+                if held >= most {
                     return;
                 }
             }
         };
         let in_time = timeout(patience, count).await.is_ok();
         match error {
-            _ if held >= self.held.quorum => Ok(Released::Released),
+            _ if held >= most => Ok(Released::Released),
             Some(error) => Err(error.into()),
             None if !in_time => Err(super::late()),
             None if other > 0 => Ok(Released::Stolen),
@@ -151,19 +144,6 @@ impl RedlockGuard {
 impl Held {
     fn votes(&self) -> MutexGuard<'_, Option<Votes>> {
         self.votes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn valid_for(&self) -> Duration {
-        let mut votes = self.votes();
-        let Some(votes) = votes.as_mut() else {
-            return Duration::ZERO;
-        };
-        votes.add_late();
-        votes.valid_for(self.quorum)
-    }
-
-    fn leases(&self) -> Vec<crate::lease::Lease> {
-        self.votes().as_ref().map(Votes::leases).unwrap_or_default()
     }
 }
 
@@ -177,14 +157,11 @@ async fn repair(held: Weak<Held>) {
         let Some(held) = held.upgrade() else {
             return;
         };
-        if held.valid_for().is_zero() {
+        if held.quorum.why_lost().is_some() {
             return;
         }
-        let missing = held
-            .votes()
-            .as_ref()
-            .map(Votes::missing)
-            .unwrap_or_default();
+        let missing = held.votes().as_mut().map(Votes::missing);
+        let missing = missing.unwrap_or_default();
         let asking = missing.into_iter().map(async |(place, node)| {
             let vote = node.vote(&held.name, &held.options).await;
             if let (Ok(_), Some(fence)) = (&vote, &held.fence) {
@@ -196,6 +173,9 @@ async fn repair(held: Weak<Held>) {
         for (place, vote) in futures_util::future::join_all(asking).await {
             // One that refuses still has no vote; one that is released meanwhile is let go of.
             if let (Ok(claim), Some(votes)) = (vote, held.votes().as_mut()) {
+                if let Some((lease, _)) = claim.held() {
+                    held.quorum.add(place, lease);
+                }
                 votes.add(place, Ok(claim));
             }
         }

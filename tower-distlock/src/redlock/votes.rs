@@ -1,12 +1,12 @@
 //! Who is for it, and who is not.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use redis_conn::{Error, ErrorKind};
 use tokio::sync::mpsc;
 
 use super::node::Node;
-use crate::{LockError, claim::Claim, lease::Lease};
+use crate::{LockError, claim::Claim, quorum::Quorum};
 
 /// An answer of a server, by its place.
 pub(super) type Heard = (usize, Result<Claim, LockError>);
@@ -17,6 +17,8 @@ pub(super) struct Votes {
     answers: Vec<Option<Result<Claim, LockError>>>,
     /// Those who answer after it was decided.
     late: Option<mpsc::UnboundedReceiver<Heard>>,
+    /// The leases of those who are for it, also of those who come late.
+    pub(super) quorum: Arc<Quorum>,
 }
 
 impl Votes {
@@ -25,6 +27,7 @@ impl Votes {
             nodes: Arc::clone(nodes),
             answers: nodes.iter().map(|_| None).collect(),
             late: None,
+            quorum: Quorum::of(nodes.len()),
         }
     }
 
@@ -66,7 +69,7 @@ impl Votes {
     ///
     /// Why it is not granted: by whom it is held, unless too many servers failed.
     pub(super) fn outcome(self, quorum: usize) -> Result<Self, LockError> {
-        if self.votes().count() >= quorum && !self.valid_for(quorum).is_zero() {
+        if self.votes().count() >= quorum && self.quorum.why_lost().is_none() {
             return Ok(self);
         }
         let refused = self.answers.iter().flatten();
@@ -87,21 +90,9 @@ impl Votes {
         held.map(|(_, fence)| fence).max().unwrap_or_default()
     }
 
-    /// For how long most of them are for it.
-    pub(super) fn valid_for(&self, quorum: usize) -> Duration {
-        let leases = self.leases().into_iter();
-        let mut each: Vec<_> = leases.map(|lease| lease.valid_for()).collect();
-        each.sort_unstable_by(|one, other| other.cmp(one));
-        each.get(quorum - 1).copied().unwrap_or_default()
-    }
-
-    pub(super) fn leases(&self) -> Vec<Lease> {
-        let held = self.votes().filter_map(|(_, claim)| claim.held());
-        held.map(|(lease, _)| lease.clone()).collect()
-    }
-
     /// The servers that are not for it.
-    pub(super) fn missing(&self) -> Vec<(usize, Arc<Node>)> {
+    pub(super) fn missing(&mut self) -> Vec<(usize, Arc<Node>)> {
+        self.add_late();
         let is_for = |place: usize| {
             let mut votes = self.votes().filter(|(its, _)| *its == place);
             votes.any(|(_, claim)| {
