@@ -172,11 +172,8 @@ async fn a_server_that_lost_the_lock_gets_it_again() {
 async fn without_most_of_the_servers_it_is_lost() {
     let servers = Servers::start(3).await;
     let ttl = Duration::from_secs(2);
-    let guard = servers
-        .redlock()
-        .acquire("a", once().ttl(ttl))
-        .await
-        .unwrap();
+    let redlock = servers.redlock();
+    let guard = redlock.acquire("a", once().ttl(ttl)).await.unwrap();
     servers.servers[0].freeze();
     servers.servers[1].freeze();
     timeout(HANG, guard.lost()).await.expect("at its end");
@@ -376,4 +373,27 @@ async fn without_any_server_nothing_runs_unless_that_was_asked_for() {
     assert!(matches!(refused, Err(WithLockError::NotAcquired(_))));
     let unprotected = once().on_backend_down(OnBackendDown::RunUnprotected);
     assert_eq!(run(unprotected).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_it_again_holds_it_no_longer_for_that() {
+    let nodes = memory();
+    let redlock = Redlock::builder(&nodes).build().unwrap();
+    let (ttl, most) = (Duration::from_secs(3), Duration::from_secs(10));
+    let begun = Instant::now();
+    let options = once().ttl(ttl).max_hold(most);
+    let guard = redlock.acquire("a", options).await.unwrap();
+    for node in &nodes {
+        take_away(node).await;
+        let has_it = async || is_locked(node).await && guard.votes() == 3;
+        testkit::until(HANG, "it has it", has_it).await.unwrap();
+    }
+    assert!(begun.elapsed() > ttl / 2 && begun.elapsed() < most);
+    let reason = timeout(HANG, guard.lost()).await.expect("at its end");
+    assert_eq!(reason, LostReason::HeldTooLong);
+    let held_for = begun.elapsed();
+    assert!(held_for >= most && held_for < most + ttl / 10);
+    // Nor is it taken again after that.
+    tokio::time::sleep(ttl).await;
+    assert_eq!(guard.votes(), 0);
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{fence::Fence, node::Node, votes::Votes};
 use crate::{
@@ -17,7 +17,8 @@ use crate::{
 
 /// A lock that most of the servers have granted. Dropping it releases it on all of them.
 ///
-/// While this process lives it is renewed on each server, and taken again on those that have lost it.
+/// While this process lives it is renewed on each server, and taken again on those that have lost it, until it has been held for
+/// [`max_hold`](LockOptions::max_hold).
 #[must_use = "the lock is released when this is dropped"]
 pub struct RedlockGuard {
     held: Arc<Held>,
@@ -29,6 +30,8 @@ struct Held {
     votes: Mutex<Option<Votes>>,
     quorum: Arc<Quorum>,
     fence: Option<Fence>,
+    /// By when it is lost, whichever servers have granted it again.
+    most: Option<Instant>,
 }
 
 impl RedlockGuard {
@@ -42,6 +45,9 @@ impl RedlockGuard {
         let held = Arc::new(Held {
             name,
             quorum: Arc::clone(&votes.quorum),
+            most: options
+                .longest()
+                .and_then(|most| votes.since.checked_add(most)),
             options,
             votes: Mutex::new(Some(votes)),
             fence,
@@ -160,10 +166,19 @@ async fn repair(held: Weak<Held>) {
         if held.quorum.why_lost().is_some() {
             return;
         }
+        let mut options = held.options.clone();
+        if let Some(most) = held.most {
+            // Counted from the first grant: else it would be held for good by servers that lose it one after the other.
+            let rest = most.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return;
+            }
+            options = options.max_hold(rest);
+        }
         let missing = held.votes().as_mut().map(Votes::missing);
         let missing = missing.unwrap_or_default();
         let asking = missing.into_iter().map(async |(place, node)| {
-            let vote = node.vote(&held.name, &held.options).await;
+            let vote = node.vote(&held.name, &options).await;
             if let (Ok(_), Some(fence)) = (&vote, &held.fence) {
                 // It may have lost that too. Whether it takes it changes nothing for this grant.
                 let _ = node.remember(&held.name, fence, held.options.ttl).await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use redis_conn::{Error, ErrorKind};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::node::Node;
 use crate::{LockError, claim::Claim, quorum::Quorum};
@@ -17,6 +17,8 @@ pub(super) struct Votes {
     answers: Vec<Option<Result<Claim, LockError>>>,
     /// Those who answer after it was decided.
     late: Option<mpsc::UnboundedReceiver<Heard>>,
+    /// When they were asked.
+    pub(super) since: Instant,
     /// The leases of those who are for it, also of those who come late.
     pub(super) quorum: Arc<Quorum>,
 }
@@ -27,6 +29,7 @@ impl Votes {
             nodes: Arc::clone(nodes),
             answers: nodes.iter().map(|_| None).collect(),
             late: None,
+            since: Instant::now(),
             quorum: Quorum::of(nodes.len()),
         }
     }
