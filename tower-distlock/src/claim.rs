@@ -305,9 +305,10 @@ impl Claim {
             ttl,
             ..self.terms.clone()
         };
-        let lease = [(self.name.clone(), terms)];
-        let renewed = shared.store.renew(&lease, shared.timeout).await?;
-        let outcome = renewed.first().copied().unwrap_or(Outcome::Absent);
+        // A shorter one may be in force as soon as it is asked for, also if no answer comes.
+        shared.watchdog.shorten(self.terms.owner, ttl, sent);
+        let extending = shared.store.extend(&self.name, &terms, shared.timeout);
+        let outcome = extending.await?;
         if outcome == Outcome::Held {
             shared.watchdog.extend(self.terms.owner, ttl, sent);
         }

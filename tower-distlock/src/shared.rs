@@ -257,9 +257,7 @@ impl Shared {
                     ttl: rest,
                     ..terms.clone()
                 };
-                let lease = [(name.clone(), terms)];
-                let renewed = self.store.renew(&lease, self.timeout).await;
-                renewed.map(|outcomes| outcomes.first().copied().unwrap_or(Outcome::Absent))
+                self.store.extend(name, &terms, self.timeout).await
             };
             match left {
                 Err(error) if is_outage(&error) && Instant::now() < end => sleep(PAUSE).await,

@@ -128,18 +128,29 @@ impl Watchdog {
 
     /// The store has confirmed it, which was asked then. What was let go of meanwhile is not there any more.
     fn lasts(&self, terms: &Terms, sent: Moment) {
-        let mut registry = self.registry();
-        let Some((_, watched)) = registry.watched.get(&terms.owner) else {
-            return;
-        };
-        if watched.terms.ttl == terms.ttl {
+        let registry = self.registry();
+        // Where it has got another ttl meanwhile, the answer to that tells for how long it lasts.
+        if let Some((_, watched)) = registry.watched.get(&terms.owner)
+            && watched.terms.ttl == terms.ttl
+        {
             watched.lease.lasts(sent.end_of(terms.ttl));
-        } else if let Some(mut watched) = registry.remove(terms.owner) {
-            // It was extended meanwhile, and which of both came last is not known: it is sure of the shorter one until the next renewal.
-            watched.lease.lasts_no_longer(sent.end_of(terms.ttl));
-            watched.renew_at = watched.renew_at.map(|_| Instant::now());
-            registry.insert(watched);
-            self.sooner.notify_one();
+        }
+    }
+
+    /// Another ttl is asked for. If it is shorter, it counts from now on.
+    pub(crate) fn shorten(&self, owner: OwnerId, ttl: Duration, sent: Moment) {
+        let mut registry = self.registry();
+        let is_shorter = |watched: &Watched| ttl < watched.terms.ttl;
+        if registry
+            .watched
+            .get(&owner)
+            .is_some_and(|(_, watched)| is_shorter(watched))
+            && let Some(mut watched) = registry.remove(owner)
+        {
+            watched.terms.ttl = ttl;
+            watched.lease.lasts_no_longer(sent.end_of(ttl));
+            watched.renewed();
+            self.insert(&mut registry, watched);
         }
     }
 

@@ -159,6 +159,11 @@ impl Store for MemoryStore {
         Ok(leases.iter().map(renew).collect())
     }
 
+    async fn extend(&self, name: &Name, terms: &Terms, _: Duration) -> Result<Outcome, Error> {
+        let (outcome, _) = self.change(name, |record, now, _| record.extend(now, terms));
+        Ok(outcome)
+    }
+
     async fn look(&self, name: &Name, _: Duration) -> Result<Seen, Error> {
         let records = self.table.records();
         let record = records.by_name.get(name);

@@ -132,12 +132,21 @@ pub(crate) trait Store {
         deadline: Duration,
     ) -> impl Future<Output = Result<(Outcome, Option<Acquired>), Error>> + Send;
 
-    /// Prolongs leases by their ttl from now on. What has ended is not brought back.
+    /// Prolongs leases from now on by the ttl that they have, so that what was asked before an extension does not undo it. What has
+    /// ended is not brought back.
     fn renew(
         &self,
         leases: &[(Name, Terms)],
         deadline: Duration,
     ) -> impl Future<Output = Result<Vec<Outcome>, Error>> + Send;
+
+    /// Prolongs a lease from now on by the ttl of these terms, which it has from then on.
+    fn extend(
+        &self,
+        name: &Name,
+        terms: &Terms,
+        deadline: Duration,
+    ) -> impl Future<Output = Result<Outcome, Error>> + Send;
 
     /// Who holds it. Changes nothing.
     fn look(
@@ -311,6 +320,15 @@ impl Store for AnyStore {
         deadline: Duration,
     ) -> Result<Vec<Outcome>, Error> {
         each_store!(self, store => store.renew(leases, deadline))
+    }
+
+    async fn extend(
+        &self,
+        name: &Name,
+        terms: &Terms,
+        deadline: Duration,
+    ) -> Result<Outcome, Error> {
+        each_store!(self, store => store.extend(name, terms, deadline))
     }
 
     async fn look(&self, name: &Name, deadline: Duration) -> Result<Seen, Error> {

@@ -176,6 +176,15 @@ impl Record {
         }
     }
 
+    pub(crate) fn extend(&mut self, now: Now, terms: &Terms) -> Outcome {
+        self.age(now);
+        let mine = |holder: &&mut Holder| holder.owner == terms.owner;
+        if let Some(holder) = self.holders.iter_mut().find(mine) {
+            holder.ttl = terms.ttl_micros();
+        }
+        self.renew(now, terms)
+    }
+
     pub(crate) fn force(&mut self, now: Now, sent: &mut Vec<Sent>) -> Vec<OwnerId> {
         self.age(now);
         let taken = self.holders.drain(..).map(|holder| holder.owner).collect();
@@ -203,7 +212,7 @@ impl Record {
     fn again(&mut self, now: Now, terms: &Terms) -> Option<Grant> {
         let mine = |holder: &&mut Holder| holder.owner == terms.owner;
         let holder = self.holders.iter_mut().find(mine)?;
-        holder.ttl = terms.ttl_micros();
+        // By the ttl that it has: it may have been extended since this was asked.
         holder.until = now.at + holder.ttl;
         self.kept = self.kept.max(now.at + micros(terms.memory()));
         Some(Grant {

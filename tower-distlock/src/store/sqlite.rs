@@ -195,6 +195,19 @@ impl Store for SqliteStore {
         write.await
     }
 
+    async fn extend(
+        &self,
+        name: &Name,
+        terms: &Terms,
+        deadline: Duration,
+    ) -> Result<Outcome, Error> {
+        let terms = terms.clone();
+        self.change(name, deadline, move |record, now, _| {
+            Ok(record.extend(now, &terms))
+        })
+        .await
+    }
+
     async fn look(&self, name: &Name, deadline: Duration) -> Result<Seen, Error> {
         let deadline = self.created(deadline).await?;
         let key = self.key(name.tag());

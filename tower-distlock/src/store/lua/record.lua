@@ -80,11 +80,12 @@ local function find(owner)
   end
 end
 
--- Prolongs what this owner holds.
-local function again(terms)
+-- Prolongs what this owner holds by the ttl that it has, which may be another one since this was asked; or by a new one.
+local function again(terms, ttl)
   local _, holder = find(sub(terms, 24, 55))
   if holder then
-    holder[2], holder[3] = now + sub(terms, 56, 71), sub(terms, 56, 71) .. sub(holder[3], 17)
+    ttl = ttl or sub(holder[3], 1, 16)
+    holder[2], holder[3] = now + ttl, ttl .. sub(holder[3], 17)
     keep, changed = math.max(keep, tonumber(sub(terms, 11, 23))), true
   end
   return holder

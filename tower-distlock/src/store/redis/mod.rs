@@ -43,6 +43,15 @@ pub(crate) struct RedisStore {
     gathers: bool,
 }
 
+/// By what leases are prolonged.
+#[derive(Clone, Copy)]
+enum Prolong {
+    /// The ttl that they have.
+    Keep,
+    /// That of the terms, which they have from then on.
+    Take,
+}
+
 /// The keys of a lock.
 struct Keys {
     /// All but the end.
@@ -183,12 +192,16 @@ impl RedisStore {
     async fn renew_some(
         &self,
         leases: &[(Name, Terms)],
+        how: Prolong,
         deadline: Duration,
     ) -> Result<Vec<Outcome>, Error> {
         let held = |(name, _): &(Name, Terms)| self.keys(name).held;
         let keys: Vec<String> = leases.iter().map(held).collect();
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        let mut call = self.server.script(&RENEW, &keys);
+        let mut call = self.server.script(&RENEW, &keys).arg(match how {
+            Prolong::Keep => "k",
+            Prolong::Take => "t",
+        });
         for (_, terms) in leases {
             call = call.arg(wire::packed(terms));
         }
@@ -314,13 +327,24 @@ impl Store for RedisStore {
         };
         let renewals = leases.chunks(size);
         let renewals: Vec<_> = renewals
-            .map(|some| self.renew_some(some, deadline))
+            .map(|some| self.renew_some(some, Prolong::Keep, deadline))
             .collect();
         // All are sent, whatever comes of one.
         let renewals = stream::iter(renewals).buffered(CONCURRENT);
         let renewed: Vec<_> = renewals.collect().await;
         let renewed: Result<Vec<_>, _> = renewed.into_iter().collect();
         Ok(renewed?.concat())
+    }
+
+    async fn extend(
+        &self,
+        name: &Name,
+        terms: &Terms,
+        deadline: Duration,
+    ) -> Result<Outcome, Error> {
+        let lease = [(name.clone(), terms.clone())];
+        let extended = self.renew_some(&lease, Prolong::Take, deadline).await?;
+        extended.first().copied().ok_or_else(corrupt)
     }
 
     async fn look(&self, name: &Name, deadline: Duration) -> Result<Seen, Error> {

@@ -355,7 +355,19 @@ async fn run(fixture: &Fixture, case: u64, met: &mut HashMap<String, u32>) {
                     ));
                 }
             }
-            15..=17 => {
+            15 => {
+                // Who holds it goes on with the terms of before.
+                let terms = Terms {
+                    ttl: Duration::from_millis(*random.of(&[1, 900, 60_000])),
+                    ..terms
+                };
+                log.push(format!("extend {name:?} {terms:?}"));
+                let extended = store.extend(&name, &terms, LONG).await.unwrap();
+                let expected = memory.extend(&name, &terms, LONG).await.unwrap();
+                assert_eq!(extended, expected, "{case}: {log:#?}");
+                pair.observe(&name).await;
+            }
+            16..=17 => {
                 let mut leases = Vec::new();
                 for name in &pair.names {
                     leases.extend(owners.iter().map(|terms| (name.clone(), terms.clone())));
