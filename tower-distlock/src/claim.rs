@@ -78,8 +78,8 @@ impl Claim {
         }
         let claim = Self::acquire_here(shared, name, kind, options).await?;
         if let Durability::Replicas { n, timeout } = options.durability {
-            let store = &shared.store;
-            let known = store.replicated(&claim.name, (n, timeout), shared.timeout);
+            let (store, owner) = (&shared.store, claim.terms.owner);
+            let known = store.replicated(&claim.name, owner, (n, timeout), shared.timeout);
             // In a box, as all that few locks come to: every future that acquires has the room for it.
             let acked = Box::pin(known).await?;
             if acked < n {

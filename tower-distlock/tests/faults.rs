@@ -384,6 +384,24 @@ async fn a_lock_that_replicas_must_know_of_is_none_without_them() {
     assert!(!embedded.is_locked("a").await.unwrap());
 }
 
+#[tokio::test]
+async fn replicas_of_another_server_than_the_one_that_granted_it_do_not_count() {
+    let (old, group) = (RedisServer::start().await, RedisSentinel::start().await);
+    let proxy = FaultProxy::start(&old).await;
+    let config = Config::from_url(&proxy.url()).unwrap().into_builder();
+    let backend = Backend::redis(config.lanes(1).build().unwrap()).unwrap();
+    backend.ready(Duration::from_secs(10)).await.unwrap();
+    let locks = Locks::new(&backend).unwrap();
+    // As a name does that is given to the new primary, while connections to the old one live on.
+    proxy.lead_to(group.server(0).addr());
+    let (n, timeout) = (1, Duration::from_secs(2));
+    let known = ttl(60).durability(Durability::Replicas { n, timeout });
+    match locks.acquire("a", known.try_once()).await {
+        Err(LockError::NotReplicated { acked, .. }) => assert_eq!(acked, 0),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn callers_that_block_their_runtime_lose_no_lock_of_a_backend_on_another() {
     let runtime = || {

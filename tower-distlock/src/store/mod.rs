@@ -226,18 +226,19 @@ impl AnyStore {
 }
 
 impl AnyStore {
-    /// Waits until so many replicas know of what is stored of a lock by now, and tells how many do.
+    /// Waits until so many replicas know that this owner has a lock, and tells how many do.
     pub(crate) async fn replicated(
         &self,
         name: &Name,
-        (replicas, patience): (u32, Duration),
+        owner: OwnerId,
+        replicas: (u32, Duration),
         deadline: Duration,
     ) -> Result<u32, Error> {
         #[cfg(feature = "redis")]
         if let Self::Redis(store) = self {
-            return store.replicated(name, replicas, patience, deadline).await;
+            return store.replicated(name, owner, replicas, deadline).await;
         }
-        let _ = (name, replicas, patience, deadline);
+        let _ = (name, owner, replicas, deadline);
         self.has_replicas().map(|()| 0)
     }
 

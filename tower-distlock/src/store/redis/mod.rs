@@ -146,16 +146,23 @@ impl RedisStore {
     }
 
     /// Waits for replicas. They acknowledge what was written by the connection that asks, and all that the server wrote before: so one
-    /// that nobody else uses writes something that nobody reads.
+    /// that nobody else uses writes something that nobody reads. It may lead to another server by now than to the one that granted the
+    /// lock, whose replicas know nothing of it: so it looks for the owner first.
     pub(crate) async fn replicated(
         &self,
         name: &Name,
-        replicas: u32,
-        patience: Duration,
+        owner: OwnerId,
+        (replicas, patience): (u32, Duration),
         deadline: Duration,
     ) -> Result<u32, Error> {
         let held = self.keys(name).held;
         let mut own = self.server.redis.dedicated(&held, deadline).await?;
+        let look = Call::new("GET", Class::Idempotent).key(held);
+        let value = own.call(look, deadline).await?.bytes()?;
+        if !value.is_some_and(|value| wire::is_held_by(&value, owner)) {
+            own.release();
+            return Ok(0);
+        }
         let touch = Call::new("SET", Class::Idempotent);
         let touch = touch.key(format!("{}wait", self.keys(name).stem));
         own.call(touch.arg("1").arg("PX").int(1_000), deadline)

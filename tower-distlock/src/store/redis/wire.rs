@@ -54,6 +54,14 @@ pub(super) fn packed(terms: &Terms) -> Vec<u8> {
     packed
 }
 
+/// Whether this owner is among the holders of what is stored: see lua/head.lua. Who let go of it last is behind them.
+pub(super) fn is_held_by(value: &[u8], owner: OwnerId) -> bool {
+    let digits = owner.digits();
+    let holders = value.len().checked_sub(digits.len());
+    let holders = holders.map_or(&[][..], |end| &value[..end]);
+    holders.windows(digits.len()).any(|some| some == digits)
+}
+
 /// A number of no more than `N` digits by so many. Each call packs terms, and formatting takes several times as long.
 fn digits_of<const N: usize>(mut number: u64) -> [u8; N] {
     let mut digits = [b'0'; N];

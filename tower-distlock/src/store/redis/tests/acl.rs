@@ -289,7 +289,10 @@ async fn locks(store: &RedisStore, patience: Duration) -> Result<(), redis_conn:
     let listed = store.list(name.as_str(), patience).await?;
     assert_eq!(listed, [name.as_str()]);
     // There are none, and none is needed.
-    store.replicated(&name, 0, patience, patience).await?;
+    let none = (0, patience);
+    store
+        .replicated(&name, second.owner, none, patience)
+        .await?;
     store.force(&name, patience).await?;
     store.force(&name, patience).await.map(drop)
 }
