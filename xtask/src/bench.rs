@@ -29,6 +29,7 @@ calls, how long decisions take while Redis is frozen or the network swallows eve
 a lane in a black hole is used, how soon writes go on when another server takes over, then, where
 valgrind is installed, the client instructions of one GET through the bare client library and
 through redis-conn, on a single server and on a cluster.
+How often locks are granted twice takes ten minutes more and is left out: run it as docs/locks.md says.
 Server and client share the machine: compare ratios, not absolute figures. What is admitted, and so
 the pictures, is the same on every machine.",
     run,
