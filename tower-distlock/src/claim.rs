@@ -187,7 +187,7 @@ impl Claim {
         // It may have been sent twice.
         self.doubtful |= sent.at.elapsed() >= SLOW;
         self.state = match (&acquired, wake) {
-            (Acquired::Busy(_), None) => State::Nothing,
+            (Acquired::Busy(_), None) if !self.doubtful => State::Nothing,
             _ => State::Asked { unanswered: false },
         };
         match acquired {

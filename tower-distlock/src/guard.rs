@@ -94,11 +94,11 @@ impl LockGuard {
     /// # Errors
     ///
     /// [`LockError::Lost`] if it is not held any more; [`LockError::Backend`] with `Config` if the ttl is not 10 ms to 365 days, and if
-    /// the store does not answer: then it lasts as long as before.
+    /// the store does not answer: then it lasts as long as before, or if it was to be shorter, for as long as that.
     ///
     /// # Cancel safety
     ///
-    /// A dropped call may have prolonged it.
+    /// A dropped call may have prolonged it, and has it last no longer than that if it was to be shorter.
     pub async fn extend(&self, ttl: Duration) -> Result<(), LockError> {
         crate::LockOptions::new().ttl(ttl).check()?;
         if let Some(reason) = self.lease.why_lost() {

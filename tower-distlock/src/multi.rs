@@ -18,8 +18,9 @@ pub struct MultiGuard {
 impl Locks {
     /// Acquires all of these locks or none, within one wait.
     ///
-    /// If all are free they are taken in one step, which on Redis is one call, but for a cluster, where each is on a server of its own.
-    /// Else they are taken one after the other in an order that is the same for everybody, so two who want the same locks never wait
+    /// If all are free they are taken in one step, which on Redis is one call: up to 128 of them, with
+    /// [`FenceMode::Clock`](crate::FenceMode::Clock), not on a cluster, where each is on a server of its own, and without `fair`, an owner
+    /// or replicas in the options. Else they are taken one after the other in an order that is the same for everybody, so two who want the same locks never wait
     /// for each other. A name that is given twice counts once.
     ///
     /// # Errors
@@ -112,7 +113,7 @@ impl MultiGuard {
     ///
     /// A dropped call releases them too.
     pub async fn release(self) -> Result<Vec<(String, Released)>, LockError> {
-        // In the reverse order: whoever waits for the first gets it when the others are free.
+        // In the reverse order: whoever waits for the first then mostly finds the others free.
         let releases = self.guards.into_iter().rev().map(async |guard| {
             let name = guard.name().to_owned();
             guard.release().await.map(|released| (name, released))

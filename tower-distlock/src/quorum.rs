@@ -32,6 +32,10 @@ impl Quorum {
 
     /// A server has granted it, for the first time or again.
     pub(crate) fn add(&self, place: usize, lease: &Lease) {
+        // What was lost meanwhile does not come back, though nobody has looked.
+        if self.leases().len() >= self.most {
+            self.why_lost();
+        }
         let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = leases.get_mut(place) {
             *slot = Some(lease.clone());

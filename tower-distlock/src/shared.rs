@@ -208,7 +208,7 @@ impl Shared {
             released = self.release(name, terms, false, !was_seen).await;
             doubtful = true;
         }
-        if !(was_seen && doubtful) {
+        if !(was_seen && doubtful && released.is_ok()) {
             return;
         }
         // What may still come is refused. Not in one with the release, which would forget the fence if that was the first.

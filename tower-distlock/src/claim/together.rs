@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::{Claim, SLOW, State, late};
 use crate::{
@@ -35,21 +35,25 @@ impl Claim {
         if shared.is_closed() {
             return Err(closed());
         }
-        let begun = Instant::now();
+        let acquiring: Vec<_> = names.iter().map(|_| metrics::Acquiring::begin()).collect();
         let asking = Self::ask_for_all(shared, names, options);
         let asked = match options.wait {
-            Wait::For(wait) => timeout(wait, asking).await.map_err(|_| late())?,
+            Wait::For(wait) => timeout(wait, asking).await.unwrap_or_else(|_| Err(late())),
             Wait::Once | Wait::Forever => asking.await,
         };
-        match asked {
-            Ok(Some(claims)) => {
-                metrics::acquired(claims.len() as u64, begun.elapsed());
-                Ok(Some(claims))
-            }
+        let asked = match asked {
             // Who waits asks again.
             Err(error) if error.is_outage() && options.wait != Wait::Once => Ok(None),
-            other => other,
+            asked => asked,
+        };
+        for one in acquiring {
+            match &asked {
+                Ok(Some(_)) => one.end(None),
+                Ok(None) => one.goes_on(),
+                Err(error) => one.end(Some(error)),
+            }
         }
+        asked
     }
 
     async fn ask_for_all(
@@ -77,14 +81,16 @@ impl Claim {
             Ok(())
         };
         let (granted, ()) = tokio::try_join!(asking, hearing)?;
+        // It may have been sent twice, and be granted still.
+        let doubtful = sent.at.elapsed() >= SLOW;
         let Some(grants) = granted else {
-            claims
-                .iter_mut()
-                .for_each(|claim| claim.state = State::Nothing);
+            if !doubtful {
+                claims
+                    .iter_mut()
+                    .for_each(|claim| claim.state = State::Nothing);
+            }
             return Ok(None);
         };
-        // It may have been sent twice.
-        let doubtful = sent.at.elapsed() >= SLOW;
         for (claim, grant) in claims.iter_mut().zip(grants) {
             claim.doubtful = doubtful;
             claim.granted(grant, sent, sent.end_of(options.ttl), options)?;

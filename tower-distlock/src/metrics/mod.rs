@@ -15,11 +15,11 @@ mod table;
 
 #[cfg(not(feature = "metrics"))]
 pub(crate) use self::off::{
-    Acquiring, HeldSince, Holding, Leading, acquired, begin, cron_ended, cron_known, cron_missed,
+    Acquiring, HeldSince, Holding, Leading, begin, cron_ended, cron_known, cron_missed,
     election_known, fence_refused, renewed, unprotected,
 };
 #[cfg(feature = "metrics")]
 pub(crate) use self::{
     named::{Leading, cron_ended, cron_known, cron_missed, election_known},
-    on::{Acquiring, HeldSince, Holding, acquired, begin, fence_refused, renewed, unprotected},
+    on::{Acquiring, HeldSince, Holding, begin, fence_refused, renewed, unprotected},
 };

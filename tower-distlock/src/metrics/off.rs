@@ -56,9 +56,9 @@ impl Acquiring {
     }
 
     pub(crate) fn end(self, _: Option<&LockError>) {}
-}
 
-pub(crate) fn acquired(_: u64, _: Duration) {}
+    pub(crate) fn goes_on(self) {}
+}
 
 pub(crate) fn renewed(_: usize, _: &Result<Vec<Outcome>, Error>) {}
 

@@ -1,6 +1,6 @@
 //! With the feature `metrics`: what is counted of all locks together.
 
-use std::{sync::LazyLock, time::Duration};
+use std::sync::LazyLock;
 
 use metrics::{Counter, Gauge, Histogram};
 use redis_conn::{
@@ -52,14 +52,15 @@ pub(crate) fn begin() {
 /// An acquisition under way. Counts what comes of it; one that is dropped was cancelled.
 pub(crate) struct Acquiring {
     began: Instant,
-    outcome: &'static str,
+    /// None if another one goes on where this ends.
+    outcome: Option<&'static str>,
 }
 
 impl Acquiring {
     pub(crate) fn begin() -> Self {
         Self {
             began: Instant::now(),
-            outcome: "cancelled",
+            outcome: Some("cancelled"),
         }
     }
 
@@ -67,19 +68,20 @@ impl Acquiring {
         if error.is_none() {
             METERS.wait.record(self.began.elapsed());
         }
-        self.outcome = outcome(error);
+        self.outcome = Some(outcome(error));
     }
-}
 
-/// So many were acquired at once.
-pub(crate) fn acquired(locks: u64, wait: Duration) {
-    (0..locks).for_each(|_| METERS.wait.record(wait));
-    count(&METERS.acquisitions, outcome(None), locks);
+    /// It has not come to its end, and is counted as another one when it does.
+    pub(crate) fn goes_on(mut self) {
+        self.outcome = None;
+    }
 }
 
 impl Drop for Acquiring {
     fn drop(&mut self) {
-        count(&METERS.acquisitions, self.outcome, 1);
+        if let Some(outcome) = self.outcome {
+            count(&METERS.acquisitions, outcome, 1);
+        }
     }
 }
 

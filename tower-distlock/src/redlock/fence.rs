@@ -104,10 +104,10 @@ impl Redlock {
             node.shared.tasks.spawn(storing).ok_or_else(closed)?;
         }
         drop(answers);
-        let (most, required) = (self.nodes.len(), self.quorum());
+        let (all, required) = (self.nodes.len(), self.quorum());
         let (mut stored, mut refused, mut failed) = (0, 0, 0);
         let (mut greatest, mut cause) = (0, None);
-        while failed <= most - required
+        while failed <= all - required
             && let Some(answer) = heard.recv().await
         {
             match answer {

@@ -105,9 +105,9 @@ impl Node {
     ) -> Result<T, E> {
         let patience = Self::patience(ttl);
         let both = async {
-            // Both at once, on one connection: they tell of the same run of the server.
-            let (birth, answer) = tokio::join!(self.shared.store.birth(patience), asking);
-            let (birth, answer) = (birth?, answer?);
+            let answer = asking.await?;
+            // Not before: the server may be started anew in between, and that must be seen.
+            let birth = self.shared.store.birth(patience).await?;
             self.admits(birth.as_ref(), ttl)?;
             Ok(answer)
         };

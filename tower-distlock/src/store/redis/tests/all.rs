@@ -89,6 +89,27 @@ async fn where_one_is_not_free_nothing_is_changed() {
     assert_eq!(fixture.run::<String>(&["HGET", &held, "a"]).await, "b");
 }
 
+/// The answer to the first is lost, and it is sent again.
+#[tokio::test]
+async fn who_asks_again_is_granted_the_same() {
+    let fixture = Fixture::start().await;
+    let store = &fixture.store;
+    let asked = asked();
+    let first = store.acquire_all(&asked, LONG).await.unwrap();
+    assert!(first.is_some());
+    fixture.clock.advance(Duration::from_secs(1));
+    assert_eq!(store.acquire_all(&asked, LONG).await.unwrap(), first);
+    assert_eq!(
+        store.acquire_all(&self::asked(), LONG).await.unwrap(),
+        None,
+        "others have others"
+    );
+    let (lock, terms) = &asked[1];
+    let released = store.release(lock, terms, false, Next::InLine, LONG).await;
+    assert_eq!(released.unwrap().0, Outcome::Held);
+    assert_eq!(store.acquire_all(&asked, LONG).await.unwrap(), None);
+}
+
 #[tokio::test]
 async fn what_was_abandoned_is_not_granted() {
     let fixture = Fixture::start().await;
