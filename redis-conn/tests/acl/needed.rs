@@ -11,7 +11,7 @@ use testkit::{RedisServer, until};
 use crate::files::entries;
 
 /// Longer than anything that works takes, so that it decides no test.
-pub(crate) const LONG: Duration = Duration::from_secs(180);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// So long something is given that cannot work. That it was refused is seen otherwise.
 const SHORT: Duration = Duration::from_millis(1_500);

@@ -16,7 +16,7 @@ impl RedisSentinel {
     ///
     /// # Panics
     ///
-    /// If that takes more than two minutes and five failover timeouts, as for the other waits.
+    /// If that takes more than thirty seconds and five failover timeouts, as for the other waits.
     pub async fn wait_ok(&self) {
         self.wait_until("the sentinels to know the group", async || {
             let master = self.named_by_all().await?;
@@ -152,7 +152,7 @@ impl RedisSentinel {
     }
 
     fn bound(&self) -> Duration {
-        // A sentinel that keeps its usual pace asks every ten seconds, and one that was too hurried begins a failover again and again.
-        12 * HANG + 5 * self.failover_timeout
+        // A sentinel that keeps its usual pace asks every ten seconds.
+        3 * HANG + 5 * self.failover_timeout
     }
 }
