@@ -37,8 +37,8 @@ pub(super) struct Counters {
     near_limit: Counter,
     errors: ByLabel<Counter>,
     #[cfg_attr(
-        not(feature = "redis"),
-        allow(dead_code, reason = "only servers decide many at once")
+        not(any(feature = "redis", test)),
+        expect(dead_code, reason = "only servers decide many at once")
     )]
     pub(super) coalesced: Counter,
     requests: ByLabel<Counter>,
