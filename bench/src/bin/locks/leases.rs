@@ -83,7 +83,7 @@ pub async fn deaths(server: &RedisServer) {
         times.push(death(server, &waiting, n).await);
     }
     times.sort_unstable();
-    println!("## The holder is killed, ttl {SHORT:?}, {WAITERS} processes wait, {DEATHS} times\n");
+    println!("## The holder is killed, ttl {SHORT:?}, {WAITERS} backends wait, {DEATHS} times\n");
     println!("| from the last renewal to the next grant | |\n|---|---|");
     for (what, time) in [
         ("least", times[0]),

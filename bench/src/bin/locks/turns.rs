@@ -96,7 +96,7 @@ pub async fn measure(server: &RedisServer) {
                 [
                     ("ours", take_turns(server, &one, work, until).await),
                     (
-                        "ours, 2 processes",
+                        "ours, 2 backends",
                         take_turns(server, &two, work, until).await,
                     ),
                     ("rslock", take_turns(server, &rslock, work, until).await),
@@ -144,7 +144,7 @@ async fn hand_over(server: &RedisServer, one: &[Ours], two: &[Ours], rslock: &[R
                 [
                     ("ours", take_turns(server, one, work, until()).await),
                     (
-                        "ours, 2 processes",
+                        "ours, 2 backends",
                         take_turns(server, two, work, until()).await,
                     ),
                     ("rslock", take_turns(server, rslock, work, until()).await),
@@ -203,7 +203,7 @@ async fn ping(server: &RedisServer, work: Option<Work>) -> f64 {
     micros(percentile(&times, 50))
 }
 
-/// The tasks are shared out among the contenders, which stand for processes.
+/// The tasks are shared out among the contenders, each of which has connections of its own, as processes have.
 async fn take_turns<C: Contender>(
     server: &RedisServer,
     contenders: &[C],
